@@ -1,0 +1,76 @@
+"""The command. Whatever needs no torch answers at once: nothing heavy is imported here."""
+
+import difflib
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "fit": "train an experiment, then test its best checkpoint",
+    "validate": "one pass over the validation split with a checkpoint",
+    "test": "one pass over the test split with a checkpoint",
+    "predict": "what a checkpoint says of every test sample, as JSON lines",
+    "profile": "parameters, multiply-adds, latency and memory of experiments",
+    "compare": "runs side by side: table, curves, figure, page",
+    "sweep": "run a family of experiments over seeds and draw its table",
+}
+USAGE = """\
+usage: python -m lightning_vl VERB ...
+
+{verbs}
+
+examples:
+  python -m lightning_vl fit -c experiments/vivit_fact_encoder.yaml
+  python -m lightning_vl fit -c experiments/vivit_fact_encoder.yaml --seed_everything 1 --trainer.max_steps 100
+  python -m lightning_vl profile experiments/vivit_fact_encoder.yaml
+  python -m lightning_vl compare runs/vivit_fact_encoder
+
+python -m lightning_vl VERB --help lists the options of a verb."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb.
+
+    Returns:
+        Exit code: 0 done, 1 failed, 2 a mistake in the command or the data, 130 Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE.format(verbs="\n".join(f"  {verb:10s}{text}" for verb, text in VERBS.items())))
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        print(f"error: there is no verb '{verb}'", file=sys.stderr)
+        hint = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(VERBS)}"
+        print(f"  {hint}", file=sys.stderr)
+        return 2
+    from lightning_vl.errors import UserError
+
+    try:
+        match verb:
+            case "compare":
+                from lightning_vl.report.compare import main as compare
+
+                return compare(rest)
+            case "sweep":
+                from lightning_vl.report.sweep import main as sweep
+
+                return sweep(rest)
+            case "profile":
+                from lightning_vl.report.profile import main as profile
+
+                return profile(rest)
+            case _:
+                from lightning_vl.cli import main as cli
+
+                return cli(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

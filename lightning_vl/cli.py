@@ -1,0 +1,505 @@
+"""`fit`, `validate`, `test` and `predict`: LightningCLI with run folders, exact resume and errors in two lines."""
+
+import difflib
+import inspect
+import json
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jsonargparse
+import torch
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import lightning_vl.papers.vivit.data
+import lightning_vl.papers.vivit.task  # noqa: F401  (known by short class names in experiment files)
+from lightning_vl.callbacks import LastCheckpoint, Progress, StopOnSignal, Throughput
+from lightning_vl.checkpoints import WholeCheckpoints, last_complete
+from lightning_vl.data.module import DataModule
+from lightning_vl.errors import UserError
+from lightning_vl.loggers import MetricsFile, WandbRun, choose_wandb_mode
+from lightning_vl.run import (
+    CONFIG,
+    RESULTS,
+    Expected,
+    RunOptions,
+    device_name,
+    now,
+    provenance,
+    read_results,
+    run_id,
+    write_results,
+)
+from lightning_vl.task import Task
+
+DEFAULTS = Path(__file__).with_name("defaults.yaml")
+ALLOWED = ["lightning_vl", "lightning", "torch", "timm", "torchmetrics"]
+
+
+class Parser(LightningArgumentParser):
+    """Errors in two lines, with the nearest valid name; no abbreviated options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # without it --trainer.max_epoch=3 is silently taken for max_epochs
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+        """Says what is wrong and how to mend it."""
+        raise UserError(*explain(message, self))
+
+
+def explain(message: str, parser: Parser) -> tuple[str, str]:
+    """What of a parser's message helps, and the nearest valid name."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+    what = " ".join(lines)
+    denied = re.search(r"'([\w.]+)'[^']*(?:not allowed|denied)", what) or re.search(
+        r"[Ii]mport path[^'\"]*['\"]([\w.]+)['\"]", what
+    )
+    if denied and "allow" in what + "denied":
+        return (
+            f"class_path '{denied[1]}' is outside the allowed packages",
+            f"use a class of {', '.join(ALLOWED[:-1])} or {ALLOWED[-1]}",
+        )
+    bad = re.search(
+        r"(?:does not accept (?:option|nested key)|[Uu]nrecognized arguments:|is not accepted|Key) ?'?(?:--)?([\w.]+)",
+        what,
+    )
+    names = _known_names(parser, what)
+    if bad:
+        key = bad[1]
+        close = difflib.get_close_matches(key, names, n=1, cutoff=0.5) or difflib.get_close_matches(
+            key.rsplit(".", 1)[-1], [name.rsplit(".", 1)[-1] for name in names], n=1, cutoff=0.6
+        )
+        return f"there is no key '{key}'", f"did you mean '{close[0]}'?" if close else f"see {parser.prog} --help"
+    return what[:600], f"see {parser.prog} --help, or --print_config for what is set"
+
+
+def _known_names(parser: Parser, message: str) -> list[str]:
+    names = {action.dest for action in parser._actions}
+    for sub in getattr(parser, "known_subparsers", {}).values():
+        names |= {action.dest for action in sub._actions}
+    for path in re.findall(r"class_path '?\"?(lightning_vl[\w.]+|torch[\w.]+|timm[\w.]+)", message):
+        module, _, name = path.rpartition(".")
+        try:
+            owner = getattr(__import__(module, fromlist=[name]), name)
+            names |= set(inspect.signature(owner.__init__).parameters) - {"self"}
+        except (ImportError, AttributeError, ValueError):
+            continue
+    return sorted(names)
+
+
+class Bench(LightningCLI):
+    """The command over one experiment."""
+
+    def __init__(self, arguments: list[str] | dict[str, Any], run: bool = True) -> None:
+        jsonargparse.set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=ALLOWED)
+        verbs = ("fit", "validate", "test", "predict")
+        defaults = {"default_config_files": [str(DEFAULTS)]}
+        super().__init__(  # type: ignore[call-arg]
+            Task,
+            DataModule,
+            trainer_class=Trainer,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_class=Parser,
+            parser_kwargs={verb: dict(defaults) for verb in verbs} if run else defaults,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            args=arguments,
+            run=run,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's four verbs, without the arguments that this command decides itself."""
+        decided = {"weights_only", "verbose", "return_predictions"}
+        return {verb: skipped | decided for verb, skipped in LightningCLI.subcommands().items()}
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        parser.known_subparsers = self._subcommand_parsers
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What an experiment's file says beside model, data and trainer."""
+        parser.add_class_arguments(RunOptions, "run")
+        parser.add_argument("--expected", type=list[Expected], default=[], help="What the metrics should come out at.")
+        parser.add_lightning_class_args(LastCheckpoint, "checkpoint_last")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint_best")
+
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint gives weights and state; what is configured, the file and the command line say alone."""
+
+    # -- the run ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Any:
+        """The parsed configuration of the verb."""
+        return self.config[self.subcommand] if self.subcommand else self.config
+
+    def before_instantiate_classes(self) -> None:
+        """Decides the run's folder before anything is built."""
+        options = self.settings.run
+        if options.experiment is None:
+            files = self.settings.config or []
+            if not files:
+                raise UserError("no experiment is given", "name its file: -c experiments/vivit_fact_encoder.yaml")
+            options.experiment = Path(str(files[0])).stem
+        identity = options.id or run_id()
+        self.folder = (
+            Path(options.root)
+            / options.experiment
+            / (identity if self.subcommand in ("fit", None) else f"{identity}-{self.subcommand}")
+        )
+
+    def instantiate_classes(self) -> None:
+        """Builds task and data, and tells both the run's seed."""
+        super().instantiate_classes()
+        self.model.seed = self.datamodule.seed = self.settings.seed_everything
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer with the run's folder, loggers, checkpoints and callbacks."""
+        get = self._get
+        if self.subcommand is None:
+            return super().instantiate_trainer(logger=False)
+        self.throughput = Throughput()
+        last, best = (get(self.config_init, name) for name in ("checkpoint_last", "checkpoint_best"))
+        last.path = self.folder / "checkpoints" / "last.ckpt"
+        best.dirpath = str(self.folder / "checkpoints")
+        configured = get(self.config_init, "trainer")
+        callbacks: list[Callback] = [self.throughput, *(configured.get("callbacks") or [])]
+        if self.subcommand == "fit":
+            callbacks += [StopOnSignal(last)]
+        callbacks.append(Progress(self.throughput, self.model.unit))
+        loggers: list[Any] = []
+        if configured.get("logger") is not False:
+            loggers = [MetricsFile(self.folder), *self._wandb()]
+        trainer = {
+            **configured,
+            **kwargs,
+            "callbacks": callbacks,
+            "logger": loggers,
+            "default_root_dir": str(self.folder),
+            "plugins": [*(configured.get("plugins") or []), WholeCheckpoints()],
+        }
+        return self._instantiate_trainer(trainer, [best, last] if self.subcommand == "fit" else [])
+
+    def _wandb(self) -> list[WandbRun]:
+        if choose_wandb_mode() == "disabled":
+            return []
+        options = self.settings.run
+        return [
+            WandbRun(
+                folder=self.folder,
+                id=f"{options.experiment}-{self.folder.name}",
+                name=f"{options.experiment}/{self.folder.name}",
+                project=options.project,
+                entity=options.entity,
+                group=options.experiment,
+                tags=options.tags,
+            )
+        ]
+
+    def fit(self, model: Task, datamodule: DataModule, ckpt_path: str | None = None) -> None:
+        """Trains, going on where an earlier start of the same run was stopped; then tests the best checkpoint."""
+        finished = read_results(self.folder)
+        if finished is not None:
+            say(f"{self.folder} is finished: {self.folder / RESULTS}; a new run needs another --run.id")
+            return
+        self._keep_config()
+        if ckpt_path is None and (ckpt_path := self._resume_from()):
+            say(f"going on from {ckpt_path}")
+        started = now()
+        say(self._summary())
+        self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+        best = self.trainer.checkpoint_callbacks[0].best_model_path or self.trainer.checkpoint_callbacks[1].path
+        validation = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
+        totals = self.throughput.summary(self.trainer.strategy.root_device)
+        self.trainer.test(model, datamodule=datamodule, ckpt_path=str(best), verbose=False)
+        self._record({"steps": self.trainer.max_steps, **totals, "started": started}, validation, Path(best))
+
+    def validate(self, model: Task, datamodule: DataModule, ckpt_path: str | None = None) -> None:
+        """One pass over the validation split with a checkpoint."""
+        self.trainer.validate(model, datamodule=datamodule, ckpt_path=_given(ckpt_path), verbose=False)
+        self._record({"started": now()}, {}, Path(_given(ckpt_path)))
+
+    def test(self, model: Task, datamodule: DataModule, ckpt_path: str | None = None) -> None:
+        """One pass over the test split with a checkpoint."""
+        self.trainer.test(model, datamodule=datamodule, ckpt_path=_given(ckpt_path), verbose=False)
+        self._record({"started": now()}, {}, Path(_given(ckpt_path)))
+
+    def predict(self, model: Task, datamodule: DataModule, ckpt_path: str | None = None) -> None:
+        """Prints what a checkpoint says of every test sample: one JSON object a line."""
+        batches = self.trainer.predict(model, datamodule=datamodule, ckpt_path=_given(ckpt_path)) or []
+        for batch in batches:
+            for row in batch:
+                print(json.dumps(row))
+
+    def _summary(self) -> str:
+        network = self.model.net
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        device = device_name(self.trainer.strategy.root_device.type)
+        processes = f" x {self.trainer.world_size}" if self.trainer.world_size > 1 else ""
+        return (
+            f"{self.settings.run.experiment}: {type(network).__name__}, {parameters:,} parameters; "
+            f"{self.trainer.max_steps} steps of {self.datamodule.batch_size} {self.model.unit}; "
+            f"{device}{processes}, {self.trainer.precision}\nrun folder {self.folder}"
+        )
+
+    def _resume_from(self) -> str | None:
+        path, passed = last_complete(self.folder / "checkpoints")
+        for line in passed:
+            say(f"skipped {line}")
+        return str(path) if path else None
+
+    @rank_zero_only
+    def _keep_config(self) -> None:
+        """Writes config.yaml, which runs again as it is; refuses to mix two experiments in one folder."""
+        parser = self._parser(self.subcommand)
+        settings = self.settings.clone()
+        for key in ("config", "ckpt_path"):
+            settings.pop(key, None)
+        settings.run.id = None
+        text = parser.dump(settings, skip_none=False)
+        path = self.folder / CONFIG
+        if path.exists():
+            differing = science_differs(yaml.safe_load(path.read_text()), yaml.safe_load(text))
+            if differing:
+                raise UserError(
+                    f"{self.folder} holds a run with another {', '.join(differing[:5])}",
+                    "give this one a new --run.id, or the values that it was started with",
+                )
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams(yaml.safe_load(text))
+
+    @rank_zero_only
+    def _record(self, totals: dict[str, Any], validation: dict[str, float], checkpoint: Path) -> None:
+        """Writes results.json and prints what came out next to what the file expects."""
+        from lightning_vl.report.cost import static_cost
+
+        metrics = {**validation, **{name: float(value) for name, value in self.trainer.callback_metrics.items()}}
+        metrics = {name: value for name, value in metrics.items() if not name.startswith("train/")}
+        expected = [entry.judge(metrics) for entry in self.settings.expected]
+        cost = static_cost(self.model.net)
+        device = self.trainer.strategy.root_device
+        results = {
+            "schema": 1,
+            "experiment": self.settings.run.experiment,
+            "run": self.folder.name,
+            "verb": self.subcommand,
+            "status": "finished",
+            "seed": self.settings.seed_everything,
+            "metrics": metrics,
+            "expected": expected,
+            "model": {"parameters": cost.parameters, "gmacs": cost.gmacs, "gflops": cost.gflops},
+            "data": {
+                "name": type(self.datamodule.source).__name__,
+                **{split: len(dataset) for split, dataset in self.datamodule.datasets.items()},
+                "skipped": list(self.datamodule.skipped),
+            },
+            **totals,
+            "checkpoint": str(checkpoint),
+            "device": device_name(device.type),
+            "devices": self.trainer.world_size,
+            "precision": str(self.trainer.precision),
+            **provenance(),
+            "finished": now(),
+        }
+        write_results(self.folder, results)
+        show(results)
+        say(f"run folder {self.folder}")
+
+
+# How and where a run is carried out: may change when it goes on. Everything else is science.
+HOW = (
+    "run",
+    "expected",
+    "checkpoint_last",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.accumulate_grad_batches",
+    "trainer.enable_progress_bar",
+    "trainer.log_every_n_steps",
+    "trainer.logger",
+    "trainer.profiler",
+    "data.init_args.workers",
+    "data.init_args.evaluation_batch_size",
+)
+
+
+def science_differs(one: Any, other: Any, prefix: str = "") -> list[str]:
+    """Keys in which two configurations differ, those of `HOW` left out."""
+    if prefix and any(prefix == key or prefix.startswith(key + ".") for key in HOW):
+        return []
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = [*one, *(key for key in other if key not in one)]
+        return [
+            key
+            for name in keys
+            for key in science_differs(one.get(name), other.get(name), f"{prefix}.{name}" if prefix else name)
+        ]
+    return [] if one == other else [prefix]
+
+
+def _given(checkpoint: str | None) -> str:
+    if checkpoint is None:
+        raise UserError("no checkpoint is given", "name it: --ckpt_path runs/<experiment>/<id>/checkpoints/best.ckpt")
+    return checkpoint
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """A line for the person at the terminal; stdout is left to results."""
+    print(text, file=sys.stderr)
+
+
+def show(results: dict[str, Any]) -> None:
+    """The metrics next to what the experiment's file expects of them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{results['experiment']}, seed {results['seed']}", title_justify="left")
+    for column, justify in (
+        ("metric", "left"),
+        ("measured", "right"),
+        ("expected", "right"),
+        ("", "left"),
+        ("source", "left"),
+    ):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    expected = {entry["metric"]: entry for entry in results["expected"]}
+    for name, value in results["metrics"].items():
+        entry = expected.pop(name, None)
+        if entry is None:
+            table.add_row(name, f"{value:.4f}", "", "", "")
+        else:
+            verdict = "[green]as expected[/green]" if entry["met"] else "[yellow]differs[/yellow]"
+            wanted = f"{entry['value']:.4f} ± {entry['tolerance']:.4f}"
+            table.add_row(name, f"{value:.4f}", wanted, verdict, f"{entry['kind']}: {entry['source']}")
+    for name, entry in expected.items():
+        table.add_row(name, "-", f"{entry['value']:.4f}", "not measured", f"{entry['kind']}: {entry['source']}")
+    Console().print(table)
+
+
+class Experiment(NamedTuple):
+    """An experiment's file, built."""
+
+    name: str
+    task: Task
+    data: DataModule
+    config: dict[str, Any]
+
+
+def build(files: Sequence[str], overrides: Sequence[str] = ()) -> Experiment:
+    """Builds task and data of an experiment without running anything.
+
+    Under `torch.device("meta")` full-size networks take no memory.
+
+    Args:
+        files: YAML files, merged from left to right.
+        overrides: further options as on the command line, `--seed_everything=1`.
+
+    Raises:
+        UserError: a file, key or value is wrong.
+    """
+    quiet()
+    for file in files:
+        check_yaml(Path(file))
+    arguments = [word for file in files for word in ("-c", str(file))] + list(overrides)
+    bench = Bench(arguments, run=False)
+    name = bench.settings.run.experiment
+    config = yaml.safe_load(bench.parser.dump(bench.config, skip_none=False))
+    return Experiment(name, bench.model, bench.datamodule, config)
+
+
+class _OneKeyOnce(yaml.SafeLoader):
+    """Refuses a key given twice, of which plain YAML keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise UserError(
+                    f"{key_node.start_mark.name}: line {key_node.start_mark.line + 1} gives '{key}' a second time",
+                    "keep one of the two",
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def check_yaml(path: Path) -> None:
+    """Finds what the parser would report badly or not at all: missing files, tags, doubled keys, no mapping."""
+    try:
+        with path.open() as file:
+            content = yaml.load(file, _OneKeyOnce)
+    except FileNotFoundError as error:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        how = f"did you mean {path.parent / near[0]}?" if near else "ls experiments shows what there is"
+        raise UserError(f"{path}: no such file", how) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})", "give a YAML file") from error
+    except yaml.YAMLError as error:
+        first = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: not plain YAML: {first[:300]}", "mend the line; object tags (!!python/...) are refused"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path}: holds no keys", "give an experiment's file, such as experiments/vivit_fact_encoder.yaml"
+        )
+
+
+def quiet() -> None:
+    """Leaves out what libraries say to every user of every run."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for pattern in (
+        r".*does not have many workers.*",
+        r".*`srun` command is available.*",
+        r".*smaller than the logging interval.*",
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*Trying to infer the `batch_size`.*",
+        r".*isinstance\(treespec, LeafSpec\).*",
+        r".*instantiate_subclass_spec_in_any.*",
+    ):
+        warnings.filterwarnings("ignore", pattern)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs `fit`, `validate`, `test` or `predict`.
+
+    Returns:
+        Exit code: 0 done, 2 a mistake of the user, 130 Ctrl-C, 143 SIGTERM, 85 to be requeued.
+    """
+    quiet()
+    torch.set_float32_matmul_precision("high")
+    for flag, value in zip(arguments, arguments[1:], strict=False):
+        if flag in ("-c", "--config"):
+            check_yaml(Path(value))
+    sys.argv = [sys.argv[0], *arguments]
+    try:
+        Bench(None)
+    except MisconfigurationException as error:
+        raise UserError(
+            " ".join(str(error).split())[:400], "see the key named above in the experiment's file"
+        ) from error
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            return 130
+        return error.code if isinstance(error.code, int) else 0
+    return 0

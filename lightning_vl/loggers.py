@@ -1,0 +1,149 @@
+"""Where metrics go: an append-only file in the run folder, and W&B."""
+
+import json
+import math
+import netrc
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+Row = dict[str, Any]
+
+
+class MetricsFile(Logger):
+    """Appends every row of metrics to `metrics.jsonl`: one JSON object a line, `step` first.
+
+    Rows are never rewritten: after a resume a step may occur again, and the later line holds.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.path = folder / "metrics.jsonl"
+
+    @property
+    def name(self) -> str:
+        """Lightning asks for it; the run folder's name."""
+        return self.path.parent.name
+
+    @property
+    def version(self) -> str:
+        """Lightning asks for it; a run has no versions."""
+        return ""
+
+    @property
+    def log_dir(self) -> str:
+        """The run folder: Lightning's `trainer.log_dir`."""
+        return str(self.path.parent)
+
+    @property
+    def save_dir(self) -> str:
+        """The run folder."""
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml has them all."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Appends one row."""
+        row = {"step": step, **{key: value for key, value in metrics.items() if key != "epoch"}}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps({key: _plain(value) for key, value in row.items()}) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no nan
+    return value
+
+
+def last_rows(path: Path) -> set[tuple[int, str]]:
+    """Every (step, key) in a metrics file; a last line cut off by a kill is left out."""
+    rows: set[tuple[int, str]] = set()
+    if not path.exists():
+        return rows
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        rows |= {(row["step"], key) for key in row if key != "step"}
+    return rows
+
+
+class WandbRun(WandbLogger):
+    """W&B with one run per run folder, over restarts: a step that the run has logged before is not logged again.
+
+    Args:
+        folder: the run folder; W&B's files go to `wandb/` in it.
+        id: the run's id at W&B.
+        name: shown name.
+        project: W&B project.
+        entity: W&B user or team; none takes the key's own.
+        group: W&B group: the experiment.
+        tags: W&B tags.
+    """
+
+    def __init__(
+        self, folder: Path, id: str, name: str, project: str, entity: str | None, group: str, tags: list[str]
+    ) -> None:
+        # read before this start appends to it
+        self._known = last_rows(folder / "metrics.jsonl")
+        super().__init__(
+            name=name,
+            save_dir=folder,
+            id=id,
+            project=project,
+            entity=entity,
+            group=group,
+            tags=tags,
+            resume="allow",
+            settings={"console": "off", "silent": True},
+        )
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Logs what the run has not logged before at this step."""
+        fresh = {key: value for key, value in metrics.items() if (step, key) not in self._known and key != "epoch"}
+        if fresh:
+            super().log_metrics(fresh, step)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run; its folder exists by now."""
+        Path(self._save_dir or ".").mkdir(parents=True, exist_ok=True)
+        return super().experiment
+
+
+def choose_wandb_mode() -> str:
+    """Sets WANDB_MODE to offline where neither a mode, nor a key, nor a login for the host is to be found: no prompt, no hang.
+
+    Returns:
+        The mode.
+    """
+    os.environ.setdefault("WANDB_SILENT", "true")
+    if "WANDB_MODE" not in os.environ and "WANDB_API_KEY" not in os.environ and not _logged_in():
+        os.environ["WANDB_MODE"] = "offline"
+    return os.environ.get("WANDB_MODE", "online")
+
+
+def _logged_in() -> bool:
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

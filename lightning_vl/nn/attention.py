@@ -1,0 +1,47 @@
+"""Multi-head self-attention."""
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from lightning_vl.nn.initialisation import init_linear, init_query_key_value
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with biased projections ("Attention Is All You Need", Sec. 3.2.2).
+
+    Args:
+        dim: width d of the tokens.
+        heads: number of heads; divides ``dim``.
+        dropout: share of attention probabilities set to zero in training. ViT and ViViT use none.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim {dim} cannot be divided among {heads} heads")
+        self.heads = heads
+        self.dropout = dropout
+        self.query_key_value = nn.Linear(dim, 3 * dim)
+        self.output = nn.Linear(dim, dim)
+        init_query_key_value(self.query_key_value)
+        init_linear(self.output)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Let each of n tokens attend to all n of its sequence.
+
+        Args:
+            x: (..., n, d); what stands ahead of n only numbers the sequences.
+
+        Returns:
+            (..., n, d).
+        """
+        projected = self.query_key_value(x)
+        query, key, value = rearrange(projected, "... n (three h c) -> three (...) h n c", three=3, h=self.heads)
+        attended = self.attend(query, key, value)
+        return self.output(rearrange(attended, "b h n c -> b n (h c)").view(x.shape))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """softmax(q k^T / sqrt(c)) v for (b, h, n, c) each, with dropout in training only."""
+        # scaled_dot_product_attention does not know of eval mode: without this, evaluation would be random.
+        dropout = self.dropout if self.training else 0.0
+        return nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)

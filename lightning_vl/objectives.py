@@ -1,0 +1,32 @@
+"""Losses as pure functions, with the equation that they implement."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def classification(
+    logits: Tensor,
+    labels: Tensor,
+    smoothing: float = 0.0,
+    mixed_labels: Tensor | None = None,
+    weight: float | Tensor = 1.0,
+) -> Tensor:
+    """Cross-entropy with label smoothing and mixup.
+
+    With K classes the target is (1 - s) y + s / K; with mixup y = w y_1 + (1 - w) y_2.
+
+    Args:
+        logits: (b, k).
+        labels: (b,) class indices.
+        smoothing: s.
+        mixed_labels: (b,) class indices of the partners, when the inputs were mixed.
+        weight: w, the share of the first input.
+
+    Returns:
+        Scalar, nats, mean over the batch.
+    """
+    loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    if mixed_labels is None:
+        return loss
+    return torch.lerp(F.cross_entropy(logits, mixed_labels, label_smoothing=smoothing), loss, weight)

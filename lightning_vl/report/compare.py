@@ -1,0 +1,211 @@
+"""``python -m lightning_vl compare``: finished runs by experiment, seeds together, as table, figure and page."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_vl.errors import UserError
+from lightning_vl.report.family import Sweep, nearest, read_sweep, undeclared, value_at
+from lightning_vl.report.results import LeftOut, Run, find_runs
+from lightning_vl.report.table import (
+    Comparison,
+    as_csv,
+    as_json,
+    as_markdown,
+    best_of,
+    default_metric,
+    make_row,
+    print_table,
+)
+
+SHOWN_KEYS = 6
+
+
+def compare(
+    runs: Sequence[Run],
+    left_out: Sequence[LeftOut] = (),
+    sweep: Sweep | None = None,
+    costs: Mapping[str, Mapping[str, Any]] | None = None,
+    metric: str | None = None,
+) -> Comparison:
+    """Group runs by experiment and find out how far they may be compared.
+
+    Args:
+        runs: at least one.
+        left_out: run folders to name in the report.
+        sweep: declares what may differ and holds the paper's columns; the table then has its order.
+        costs: experiment to what ``profile`` gave for the file that the sweep names.
+        metric: of the table; the sweep's, or what the experiments expect, where None.
+    """
+    by_experiment: dict[str, list[Run]] = {}
+    for name in [*(sweep.names if sweep else []), *[run.experiment for run in runs]]:
+        by_experiment.setdefault(name, [])
+    for run in runs:
+        by_experiment[run.experiment].append(run)
+    by_experiment = {name: group for name, group in by_experiment.items() if group}
+
+    metric = metric or (sweep.metric if sweep else None) or default_metric(runs)
+    logged = sorted({name for run in runs for name in run.metrics})
+    if metric is not None and metric not in logged:
+        raise UserError(f"no run has the metric {metric!r}", nearest(metric, logged))
+
+    paper = sweep.paper.rows if sweep and sweep.paper else {}
+    rows = [
+        make_row(sweep.label(name) if sweep else name, group, (costs or {}).get(name), paper.get(name))
+        for name, group in by_experiment.items()
+    ]
+    best = best_of(rows, metric) if metric else None
+    warnings, differing = _controls(by_experiment, sweep)
+    return Comparison(
+        title=sweep.title
+        if sweep
+        else "Comparison of " + (", ".join(by_experiment) if len(rows) < 4 else f"{len(rows)} experiments"),
+        metric=metric,
+        rows=tuple(_marked(row) if row is best else row for row in rows),
+        warnings=tuple(warnings),
+        left_out=tuple(left_out),
+        sweep=sweep,
+        differing=differing,
+    )
+
+
+def write(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write table.csv, table.md, figure.png and index.html into a folder; gives their paths."""
+    from lightning_vl.report.figure import accuracy_over_compute
+    from lightning_vl.report.page import render
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.csv").write_text(as_csv(comparison), encoding="utf-8")
+    (folder / "table.md").write_text(as_markdown(comparison), encoding="utf-8")
+    paths = [folder / "table.csv", folder / "table.md"]
+    figure = accuracy_over_compute(comparison)
+    if figure is not None:
+        figure.savefig(folder / "figure.png", dpi=160)
+        paths.append(folder / "figure.png")
+    (folder / "index.html").write_text(render(comparison), encoding="utf-8")
+    return [*paths, folder / "index.html"]
+
+
+def read_costs(sweep: Sweep, folder: Path) -> dict[str, dict[str, Any]]:
+    """The costs that ``sweep`` measured and kept in its folder, by experiment; empty where there are none."""
+    try:
+        kept = json.loads((folder / "profile.json").read_text(encoding="utf-8"))
+        by_file = {entry["experiment"]: entry for entry in kept["experiments"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    files = {
+        name: Path(sweep.cost.get(name, file)).stem for name, file in zip(sweep.names, sweep.experiments, strict=True)
+    }
+    return {name: by_file[file] for name, file in files.items() if file in by_file}
+
+
+def sweep_folder(sweep: Sweep) -> Path:
+    """Where a sweep keeps its logs, costs and reports."""
+    return Path("runs", "sweeps", sweep.name)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb; gives the exit code."""
+    arguments = _parser().parse_args(argv)
+    sweep = read_sweep(arguments.sweep) if arguments.sweep else None
+    runs, left_out = find_runs(arguments.runs)
+    if not runs:
+        raise UserError(
+            f"none of the {len(left_out)} run folders is finished; the first is {left_out[0]}",
+            "Let a run end, or go on with it: the same fit command with the same --run.id resumes it",
+        )
+    costs = read_costs(sweep, sweep_folder(sweep)) if sweep else {}
+    comparison = compare(runs, left_out, sweep, costs, arguments.metric)
+    if arguments.json:
+        json.dump(as_json(comparison), sys.stdout, indent=2, allow_nan=False)
+        print()
+        for line in [*comparison.warnings, *map(str, left_out)]:
+            print(line, file=sys.stderr)
+    else:
+        from rich.console import Console
+
+        print_table(comparison, Console())
+    if arguments.out:
+        for path in write(comparison, arguments.out):
+            print(path, file=sys.stderr if arguments.json else sys.stdout)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lightning_vl compare",
+        description="Compare finished runs: grouped by experiment, mean and spread over seeds.",
+        epilog="example: python -m lightning_vl compare runs/vivit_fact_encoder runs/vivit_avg_pool --out report",
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN_OR_FOLDER", help="a run folder, or a folder of run folders")
+    parser.add_argument(
+        "--json", action="store_true", help="print a list of objects, one an experiment, and nothing else"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write table.csv, table.md, figure.png and index.html there"
+    )
+    parser.add_argument(
+        "--sweep", metavar="FILE", help="sweep file: declared differences, order, cost and paper columns"
+    )
+    parser.add_argument(
+        "--metric", help="metric of the table and figure, as logged (default: the one that is expected)"
+    )
+    return parser
+
+
+def _marked(row: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(row, best=True)
+
+
+def _controls(
+    by_experiment: Mapping[str, Sequence[Run]], sweep: Sweep | None
+) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Warn of what is not controlled; and the keys in which experiments differ, with their values."""
+    warnings: list[str] = []
+    configs = {name: [run.config() for run in runs] for name, runs in by_experiment.items()}
+    for name, runs in by_experiment.items():
+        first, *others = configs[name]
+        keys = {key: None for other in others for key in undeclared(first, other)}
+        if keys:
+            warnings.append(f"the runs of {name} differ in more than the seed: {_listed(keys)}")
+        seeds = [run.seed for run in runs]
+        repeated = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+        if repeated:
+            warnings.append(
+                f"{name} has several runs of seed {', '.join(map(str, repeated))}: they are not independent"
+            )
+    reference, *others = configs
+    between = dict.fromkeys(key for other in others for key in undeclared(configs[reference][0], configs[other][0]))
+    declared = sweep.differ_only_in if sweep else []
+    undeclared_keys = dict.fromkeys(
+        key for other in others for key in undeclared(configs[reference][0], configs[other][0], declared)
+    )
+    if undeclared_keys:
+        source = f"{sweep.name} declares" if sweep else "is declared (no --sweep file)"
+        warnings.append(f"the experiments differ in more than {source}: {_listed(undeclared_keys)}")
+    if sweep:
+        for name in sweep.names:
+            missing = sorted(set(sweep.seeds) - {run.seed for run in by_experiment.get(name, [])})
+            if missing:
+                warnings.append(f"{name} has no finished run of seed {', '.join(map(str, missing))}")
+    git = [run.results.get("git") or {} for runs in by_experiment.values() for run in runs]
+    commits = {str(item.get("commit"))[:8] for item in git if item.get("commit")}
+    if len(commits) > 1:
+        warnings.append(f"the runs are of {len(commits)} commits: {_listed(sorted(commits))}")
+    dirty = sum(bool(item.get("dirty")) for item in git)
+    if dirty:
+        warnings.append(f"{dirty} of {len(git)} runs were made with uncommitted changes")
+    differing = {key: {name: value_at(config[0], key) for name, config in configs.items()} for key in between}
+    return warnings, differing
+
+
+def _listed(keys: Any) -> str:
+    keys = list(keys)
+    more = f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else ""
+    return ", ".join(keys[:SHOWN_KEYS]) + more

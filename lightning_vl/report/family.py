@@ -1,0 +1,211 @@
+"""Families of experiments: the sweep file, and what may differ between members of one family.
+
+A comparison is controlled or it is worth nothing: a sweep file declares the keys in which its experiments may differ
+(``differ_only_in``), and everything else must be the same.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_vl.errors import UserError
+from lightning_vl.report.results import read_yaml
+
+# Keys that say who, where and what to expect, never what was done.
+NOT_SCIENCE = ("seed_everything", "expected", "run", "trainer.default_root_dir", "trainer.logger", "ckpt_path")
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The printed table that the sweep is held against.
+
+    Attributes:
+        source: where it is printed, with version and table.
+        columns: key to heading with unit, in the order of the table.
+        rows: experiment to {column key: printed value}.
+        figure: the two columns that the figure shows, keys ``x`` (compute) and ``y`` (accuracy).
+        runtime: column of the runtimes, of which a ratio is made.
+    """
+
+    source: str
+    columns: dict[str, str]
+    rows: dict[str, dict[str, float]]
+    figure: dict[str, str] | None = None
+    runtime: str | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file: a family of experiments and seeds that make one table.
+
+    Attributes:
+        name: of the folder ``runs/sweeps/<name>`` and the front of every run's id.
+        title: heading of table and page.
+        experiments: files, relative to the working directory.
+        seeds: each experiment runs once with each.
+        metric: the metric of the table and the figure, as logged (``test/top1``).
+        differ_only_in: dotted keys, each with all below it, in which the experiments may differ.
+        labels: experiment to its name in tables and figures; the experiment's own where absent.
+        overrides: ``--key=value`` for every run.
+        cost: experiment to the file whose network the cost columns are taken from; its own where absent.
+        runtime_baseline: experiment whose runtime is 1; the first where absent.
+        paper: printed values.
+    """
+
+    name: str
+    title: str
+    experiments: list[str]
+    seeds: list[int]
+    metric: str
+    differ_only_in: list[str]
+    labels: dict[str, str] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+    cost: dict[str, str] = field(default_factory=dict)
+    runtime_baseline: str | None = None
+    paper: Paper | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The experiments' names, in the order of the file."""
+        return [Path(file).stem for file in self.experiments]
+
+    def label(self, experiment: str) -> str:
+        """The experiment's name in tables and figures."""
+        return self.labels.get(experiment, experiment)
+
+
+def read_sweep(path: str | Path) -> Sweep:
+    """Read and check a sweep file.
+
+    Raises:
+        UserError: no such file, an unknown or missing key, a value of the wrong kind, an experiment that is not there.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist", "Name a sweep file, such as experiments/sweeps/vivit_variants.yaml")
+    sweep: Sweep = _typed(Sweep, read_yaml(path), str(path))
+    if not sweep.experiments or not sweep.seeds:
+        raise UserError(f"{path}: experiments or seeds is empty", "List at least one of each")
+    for file in [*sweep.experiments, *sweep.cost.values()]:
+        if not Path(file).is_file():
+            raise UserError(f"{path}: {file} does not exist", "Paths are relative to the working directory")
+    named = {"labels": sweep.labels, "cost": sweep.cost, "paper.rows": sweep.paper.rows if sweep.paper else {}}
+    if sweep.runtime_baseline:
+        named["runtime_baseline"] = {sweep.runtime_baseline: ""}
+    for key, experiments in named.items():
+        for experiment in experiments:
+            if experiment not in sweep.names:
+                raise UserError(
+                    f"{path}: {key} names {experiment!r}, no experiment of it", nearest(experiment, sweep.names)
+                )
+    if sweep.paper:
+        _check_paper(path, sweep.paper)
+    return sweep
+
+
+def check_family(files: Sequence[str | Path], differ_only_in: Sequence[str]) -> None:
+    """Check that experiment files differ in the declared keys alone.
+
+    Raises:
+        UserError: they differ elsewhere; names the keys and the two files.
+    """
+    configs = {str(file): read_yaml(Path(file)) for file in files}
+    first, *others = configs
+    for other in others:
+        keys = undeclared(configs[first], configs[other], differ_only_in)
+        if keys:
+            raise UserError(
+                f"{other} differs from {first} in {', '.join(keys)}",
+                f"Make them equal, or declare the key in differ_only_in (now: {', '.join(differ_only_in) or 'nothing'})",
+            )
+
+
+def undeclared(one: Any, other: Any, differ_only_in: Sequence[str] = ()) -> list[str]:
+    """The dotted keys in which two configurations differ, but for those declared and :data:`NOT_SCIENCE`."""
+    declared = (*NOT_SCIENCE, *differ_only_in)
+    return [key for key in differences(one, other) if not any(_is_under(key, prefix) for prefix in declared)]
+
+
+def differences(one: Any, other: Any, prefix: str = "") -> list[str]:
+    """The dotted keys in which two configurations differ.
+
+    Where two objects are of different classes only the object's key is given, not each of its arguments.
+    """
+    if one == other:
+        return []
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+        return [prefix]
+    if one.get("class_path") != other.get("class_path"):
+        return [prefix]
+    dot = f"{prefix}." if prefix else ""
+    keys = dict.fromkeys([*one, *other])
+    return [found for key in keys for found in differences(one.get(key), other.get(key), f"{dot}{key}")]
+
+
+def value_at(config: Any, key: str) -> Any:
+    """The value of a dotted key, or None."""
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return config
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """One line that names the nearest valid name, or all of them."""
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Valid: {', '.join(names)}"
+
+
+def _is_under(key: str, prefix: str) -> bool:
+    return key == prefix or key.startswith(prefix + ".")
+
+
+def _check_paper(path: Path, paper: Paper) -> None:
+    used = [("paper.runtime", paper.runtime)] if paper.runtime else []
+    used += [("paper.figure", column) for column in (paper.figure or {}).values()]
+    used += [(f"paper.rows.{experiment}", column) for experiment, row in paper.rows.items() for column in row]
+    for key, column in used:
+        if column not in paper.columns:
+            raise UserError(f"{path}: {key} names the column {column!r}", nearest(column, paper.columns))
+    if paper.figure is not None and set(paper.figure) != {"x", "y"}:
+        raise UserError(f"{path}: paper.figure has the keys {', '.join(paper.figure)}", "It needs x and y")
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    """Check a parsed YAML value against a type: a dataclass, list[..], dict[str, ..], a union with None, or a scalar."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        present = [argument for argument in arguments if argument is not types.NoneType]
+        return None if value is None else _typed(present[0], value, where)
+    if dataclasses.is_dataclass(kind):
+        _expect(value, dict, where, "keys and values")
+        hints = typing.get_type_hints(kind)
+        for key in value:
+            if key not in hints:
+                raise UserError(f"{where}: unknown key {key!r}", nearest(str(key), hints))
+        for item in dataclasses.fields(kind):
+            optional = item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
+            if item.name not in value and not optional:
+                raise UserError(f"{where}: {item.name!r} is missing", f"Add the key {item.name!r}")
+        return kind(**{key: _typed(hints[key], inner, f"{where}: {key}") for key, inner in value.items()})
+    if origin is list:
+        _expect(value, list, where, "a list")
+        return [_typed(arguments[0], inner, f"{where}: item {number}") for number, inner in enumerate(value, 1)]
+    if origin is dict:
+        _expect(value, dict, where, "keys and values")
+        return {str(key): _typed(arguments[1], inner, f"{where}: {key}") for key, inner in value.items()}
+    if kind is float:
+        _expect(value, (int, float), where, "a number")
+        return float(value)
+    _expect(value, kind, where, {str: "text", int: "a whole number"}[kind])
+    return value
+
+
+def _expect(value: Any, kind: Any, where: str, wanted: str) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise UserError(f"{where} is {value!r}", f"It must be {wanted}")

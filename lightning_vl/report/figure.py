@@ -1,0 +1,296 @@
+"""Figures of a comparison, drawn without matplotlib's global state.
+
+Labels stand beside what they name; colours are those of Okabe and Ito, which the colour-blind tell apart.
+"""
+
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from lightning_vl.report.table import Comparison, Row, heading, is_share, lower_is_better, summarise
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+GREY = "#555555"
+NEAR = 9  # points between a marker and its label
+LOG_FROM = 10.0  # compute that spans more than this factor is drawn on a logarithmic axis
+
+
+def accuracy_over_compute(comparison: Comparison, titled: bool = True) -> Figure | None:
+    """The metric over the multiply-adds of a forward, spread as bars; the paper's figures in a panel of their own.
+
+    None where the runs have no metric in common or no row has its operations counted.
+
+    Args:
+        comparison: what to draw.
+        titled: whether the comparison's title stands over it.
+    """
+    metric = comparison.metric
+    rows = [row for row in comparison.rows if metric in row.metrics and _compute(row) is not None]
+    if metric is None or not rows:
+        return None
+    scale = 100 if is_share(metric) else 1
+    points = [
+        _Point(
+            x=_compute(row) or 0.0,
+            y=scale * row.metrics[metric].mean,
+            spread=scale * (row.metrics[metric].spread or 0.0),
+            label=row.label,
+            style=comparison.rows.index(row),
+        )
+        for row in rows
+    ]
+    paper = _paper_points(comparison)
+    figure = Figure(figsize=(11.5 if paper else 7.0, 4.6), layout="constrained")
+    axes = figure.subplots(1, 2 if paper else 1, squeeze=False)[0]
+    data = sorted({str((run.results.get("data") or {}).get("name", "")) for row in rows for run in row.runs} - {""})
+    counts = sorted({len(row.runs) for row in rows})
+    number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    size = "paper's size, " if any(row.cost for row in rows) else ""
+    _scatter(
+        axes[0],
+        points,
+        title=f"Measured{' on ' + ', '.join(data) if data else ''}",
+        x=f"multiply-adds of a forward ({size}1e9)",
+        y=heading(metric) + (", lower is better" if lower_is_better(metric) else ""),
+    )
+    if paper and comparison.sweep and comparison.sweep.paper and comparison.sweep.paper.figure:
+        columns, keys = comparison.sweep.paper.columns, comparison.sweep.paper.figure
+        _scatter(
+            axes[1], paper, title=f"Paper: {comparison.sweep.paper.source}", x=columns[keys["x"]], y=columns[keys["y"]]
+        )
+    if titled:
+        figure.suptitle(comparison.title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    bars = f"Bars: ± sample standard deviation over {number} runs." if any(point.spread for point in points) else ""
+    figure.supxlabel(bars or f"{number} run{'s' * (number != '1')} each.", x=0.01, ha="left", fontsize=9, color=GREY)
+    figure.draw_without_rendering()  # settles the layout, so that labels can be placed
+    figure.set_layout_engine("none")
+    _direct_labels(axes[0], points)
+    if paper:
+        _direct_labels(axes[1], paper)
+    return figure
+
+
+def curves(comparison: Comparison) -> Figure | None:
+    """The validation metric and the training loss over steps: mean of the runs, and a band of ± the spread.
+
+    None where no run has logged either.
+    """
+    suffix = (comparison.metric or "").partition("/")[2]
+    wanted = [name for name in (f"val/{suffix}", "train/loss") if suffix or name == "train/loss"]
+    logged = {row.label: [run.curves() for run in row.runs] for row in comparison.rows}
+    panels = [name for name in wanted if any(name in curve for runs in logged.values() for curve in runs)]
+    if not panels:
+        return None
+    figure = Figure(figsize=(6.6 * len(panels), 4.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    ends = [_curves_panel(panel, name, logged) for panel, name in zip(axes, panels, strict=True)]
+    figure.supxlabel(
+        "Lines: mean over the runs. Bands: ± sample standard deviation.", x=0.01, ha="left", fontsize=9, color=GREY
+    )
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for panel, end in zip(axes, ends, strict=True):
+        _end_labels(panel, end)
+    return figure
+
+
+def as_svg(figure: Figure, description: str) -> str:
+    """A figure as an SVG element to stand inside an HTML page, without a network or a font of its own."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": description}):  # the same figure gives the same text
+        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    label = description.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+class _Point:
+    """A marker with a label and a vertical bar; ``style`` numbers its colour and form."""
+
+    def __init__(self, x: float, y: float, spread: float, label: str, style: int) -> None:
+        self.x, self.y, self.spread, self.label = x, y, spread, label
+        self.colour = COLOURS[style % len(COLOURS)]
+        self.marker = MARKERS[style % len(MARKERS)]
+
+
+def _compute(row: Row) -> float | None:
+    value = row.cost.get("gmacs") if row.cost else row.gmacs
+    return None if value is None else float(value)
+
+
+def _paper_points(comparison: Comparison) -> list[_Point]:
+    paper = comparison.sweep.paper if comparison.sweep else None
+    if paper is None or paper.figure is None:
+        return []
+    x, y = paper.figure["x"], paper.figure["y"]
+    return [
+        _Point(row.paper[x], row.paper[y], 0.0, row.label, number)
+        for number, row in enumerate(comparison.rows)
+        if row.paper and x in row.paper and y in row.paper
+    ]
+
+
+def _scatter(axes: Axes, points: Sequence[_Point], title: str, x: str, y: str) -> None:
+    _plain(axes, title, x, y)
+    for point in points:
+        axes.errorbar(
+            point.x,
+            point.y,
+            yerr=point.spread or None,
+            color=point.colour,
+            marker=point.marker,
+            markersize=7,
+            capsize=3,
+            linewidth=1.5,
+        )
+    low, high = min(point.x for point in points), max(point.x for point in points)
+    if low > 0 and high / low > LOG_FROM:
+        axes.set_xscale("log")
+        axes.set_xlim(low / 2, high * 4)
+    else:
+        margin = (high - low) or abs(high) or 1.0
+        axes.set_xlim(low - 0.12 * margin, high + 0.35 * margin)  # labels stand to the right
+    axes.margins(y=0.15)
+
+
+def _direct_labels(axes: Axes, points: Sequence[_Point]) -> None:
+    """Writes each label at the nearest free place around its marker, with a thin line to it where that is not close."""
+    figure = axes.figure
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    frame = axes.get_window_extent(renderer)
+    unit = figure.dpi / 72  # pixels of a point
+    taken = []
+    for point in points:
+        x, low = axes.transData.transform((point.x, point.y - point.spread))
+        _, high = axes.transData.transform((point.x, point.y + point.spread))
+        taken.append(Bbox.from_extents(x - 5 * unit, low - 4 * unit, x + 5 * unit, high + 4 * unit))
+    # From the top down, so that labels which must give way keep the order of their markers.
+    for point in sorted(points, key=lambda point: -point.y):
+        x, y = axes.transData.transform((point.x, point.y))
+        probe = axes.text(0, 0, point.label, fontsize=10)
+        size = probe.get_window_extent(renderer)
+        probe.remove()
+        for dx, dy, side in _places():
+            left = x + dx * unit - {"left": 0, "center": size.width / 2, "right": size.width}[side]
+            box = Bbox.from_bounds(left, y + dy * unit - size.height / 2, size.width, size.height)
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+        else:
+            dx, dy, side = _places()[0]
+        taken.append(box)
+        far = abs(dx) > NEAR or abs(dy) > 1.5 * NEAR
+        axes.annotate(
+            point.label,
+            (point.x, point.y),
+            xytext=(dx, dy),
+            textcoords="offset points",
+            color=point.colour,
+            fontsize=10,
+            va="center",
+            ha=side,
+            arrowprops={"arrowstyle": "-", "color": point.colour, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}
+            if far
+            else None,
+        )
+
+
+def _places() -> list[tuple[int, int, str]]:
+    """Offsets in points and the label's side that is held there, the best first: right, then left, near before far."""
+    places = [(NEAR, dy, "left") for dy in _outwards(1)] + [(24, dy, "left") for dy in _outwards(6)]
+    places += [(-NEAR, dy, "right") for dy in _outwards(1)] + [(-24, dy, "right") for dy in _outwards(6)]
+    places += [(0, dy, "center") for dy in (14, -14, 28, -28)]
+    return sorted(
+        places, key=lambda place: abs(place[0]) + 1.5 * abs(place[1]) + {"left": 0, "center": 8, "right": 10}[place[2]]
+    )
+
+
+def _outwards(steps: int) -> list[int]:
+    """0, 8, -8, 16, -16, ... points."""
+    return [sign * 8 * step for step in range(steps + 1) for sign in (1, -1)]
+
+
+def _curves_panel(
+    axes: Axes, name: str, logged: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> list[tuple[float, float, str, str]]:
+    """Draw one metric of all experiments; gives the ends of the lines for their labels."""
+    scale = 100 if is_share(name) else 1
+    ends = []
+    last = 0
+    for number, (label, runs) in enumerate(logged.items()):
+        of_runs = [run[name] for run in runs if name in run]
+        # Steps that every run has logged: otherwise the mean jumps where a run is missing.
+        steps = sorted(set.intersection(*[set(curve) for curve in of_runs])) if of_runs else []
+        if not steps:
+            continue
+        summaries = [summarise([scale * curve[step] for curve in of_runs]) for step in steps]
+        means = [summary.mean for summary in summaries]
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(steps, means, color=colour, linewidth=1.6)
+        if len(of_runs) > 1:
+            low = [summary.mean - (summary.spread or 0) for summary in summaries]
+            high = [summary.mean + (summary.spread or 0) for summary in summaries]
+            axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        ends.append((steps[-1], means[-1], label, colour))
+        last = max(last, steps[-1])
+    _plain(axes, name, "step", heading(name))
+    axes.set_xlim(0, 1.5 * max(last, 1))  # room for the labels
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= last])
+    return ends
+
+
+def _end_labels(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Writes each line's name at its end, pushed apart where lines end together."""
+    if not ends:
+        return
+    order = sorted(ends, key=lambda end: end[1])
+    wanted = [float(axes.transData.transform((x, y))[1]) for x, y, _, _ in order]
+    frame = axes.get_window_extent()
+    placed = apart(wanted, gap=13 * axes.figure.dpi / 72, low=frame.y0, high=frame.y1)
+    inverse = axes.transData.inverted()
+    right = max(x for x, _, _, _ in ends)
+    for (x, y, label, colour), position in zip(order, placed, strict=True):
+        at = float(inverse.transform((0, position))[1])
+        axes.annotate(
+            label,
+            (x, y),
+            xytext=(1.06 * right, at),
+            color=colour,
+            fontsize=9,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 1},
+        )
+
+
+def apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """The positions nearest to ascending wanted ones that keep a gap between neighbours, within low and high if they fit.
+
+    Positions that would collide form a pile around the mean of what they want (isotonic regression).
+    """
+    piles: list[list[float]] = []  # of position less its share of the gaps, which must not decrease
+    for number, position in enumerate(wanted):
+        piles.append([position - number * gap])
+        while len(piles) > 1 and statistics.fmean(piles[-2]) > statistics.fmean(piles[-1]):
+            piles[-2:] = [piles[-2] + piles[-1]]
+    levels = [statistics.fmean(pile) for pile in piles for _ in pile]
+    highest = max(low, high - (len(wanted) - 1) * gap)
+    return [min(max(level, low), highest) + number * gap for number, level in enumerate(levels)]
+
+
+def _plain(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)

@@ -1,0 +1,94 @@
+"""A comparison as one HTML page that opens from disk without a network."""
+
+import json
+from collections import Counter
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lightning_vl.report.figure import accuracy_over_compute, as_svg, curves
+from lightning_vl.report.table import Comparison, Expectation, groups, heading, is_share, mean_and_spread, notes
+
+VALUE_WIDTH = 160
+
+
+def render(comparison: Comparison) -> str:
+    """The page: table, figures, expectations, differences, runs; everything inline."""
+    scatter, lines = accuracy_over_compute(comparison, titled=False), curves(comparison)
+    environment = Environment(
+        loader=PackageLoader("lightning_vl", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    runs = [run for row in comparison.rows for run in row.runs]
+    metrics = list(dict.fromkeys(name for row in comparison.rows for name in row.metrics))
+    return environment.get_template("page.html").render(
+        comparison=comparison,
+        groups=groups(comparison),
+        notes=notes(comparison),
+        scatter=as_svg(scatter, f"{comparison.metric} over multiply-adds") if scatter else None,
+        curves=as_svg(lines, "curves over steps") if lines else None,
+        metrics=[
+            (
+                heading(name),
+                [mean_and_spread(row.metrics[name], name) if name in row.metrics else "–" for row in comparison.rows],
+            )
+            for name in metrics
+        ],
+        expectations=[(row.label, _expected(item, row.metrics)) for row in comparison.rows for item in row.expected],
+        differing={
+            key: {name: _short(value) for name, value in by.items()} for key, by in comparison.differing.items()
+        },
+        runs=[_run(run, comparison.metric) for run in runs],
+        provenance=_provenance([run.results for run in runs]),
+    )
+
+
+def _expected(item: Expectation, metrics: dict[str, Any]) -> dict[str, str]:
+    scale, digits = (100, 1) if is_share(item.metric) else (1, 3)
+    return {
+        "metric": heading(item.metric),
+        "kind": item.kind,
+        "expected": f"{scale * item.value:.{digits}f} ± {scale * item.tolerance:.{digits}f}",
+        "measured": mean_and_spread(metrics[item.metric], item.metric) if item.metric in metrics else "–",
+        "met": f"{item.met} of {item.runs} runs",
+        "source": item.source,
+    }
+
+
+def _run(run: Any, metric: str | None) -> dict[str, str]:
+    results = run.results
+    git = results.get("git") or {}
+    value = run.metrics.get(metric) if metric else None
+    hours = results.get("hours")
+    return {
+        "experiment": run.experiment,
+        "id": run.id,
+        "seed": str(run.seed),
+        "value": "–" if value is None or metric is None else f"{(100 if is_share(metric) else 1) * value:.3g}",
+        "steps": str(results.get("steps", "–")),
+        "minutes": "–" if hours is None else f"{60 * hours:.1f}",
+        "precision": str(results.get("precision", "–")),
+        "device": str(results.get("device", "–")),
+        "commit": str(git.get("commit") or "–")[:8] + (" + changes" if git.get("dirty") else ""),
+        "finished": str(results.get("finished", "–")),
+        "folder": run.folder.as_posix(),
+    }
+
+
+def _provenance(results: list[Any]) -> str:
+    """Library versions of most of the runs."""
+    versions = Counter(json.dumps(item.get("versions") or {}, sort_keys=True) for item in results)
+    most = json.loads(versions.most_common(1)[0][0]) if versions else {}
+    text = ", ".join(f"{name} {version}" for name, version in most.items())
+    return text + (f" (of most runs; {len(versions)} sets of versions in all)" if len(versions) > 1 else "")
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    if isinstance(value, dict) and "class_path" in value:
+        inner = ", ".join(f"{key}={_short(item)}" for key, item in (value.get("init_args") or {}).items())
+        text = f"{str(value['class_path']).rpartition('.')[2]}({inner})"
+    return text if len(text) <= VALUE_WIDTH else text[: VALUE_WIDTH - 1] + "…"

@@ -1,0 +1,349 @@
+"""``python -m lightning_vl sweep``: run a family of experiments over seeds, then print and draw its table.
+
+Every run is a process of its own, ``fit`` with a fixed run id: a sweep that was stopped goes on where it was when the same
+command is given again. Nothing here needs torch until all runs are done and costs are measured.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from lightning_vl.errors import UserError
+from lightning_vl.report.compare import compare, read_costs, sweep_folder, write
+from lightning_vl.report.family import NOT_SCIENCE, Sweep, check_family, read_sweep
+from lightning_vl.report.results import LeftOut, Run, read_run, read_yaml
+
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of a sweep.
+
+    Attributes:
+        experiment: name.
+        seed: its seed.
+        arguments: of ``python -m lightning_vl``.
+        folder: the run's folder.
+        log: where its output goes.
+        digest: of everything that makes its result.
+    """
+
+    experiment: str
+    seed: int
+    arguments: tuple[str, ...]
+    folder: Path
+    log: Path
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """For lines on the terminal."""
+        return f"{self.experiment} seed {self.seed}"
+
+    @property
+    def command(self) -> str:
+        """As a user would type it."""
+        return shlex.join(["python", "-m", "lightning_vl", *self.arguments])
+
+
+def tasks(sweep: Sweep) -> list[Task]:
+    """The runs of a sweep, seed by seed, so that a first table over all experiments is there early."""
+    result = []
+    for seed in sweep.seeds:
+        for file, name in zip(sweep.experiments, sweep.names, strict=True):
+            id = f"{sweep.name}-seed{seed}"
+            arguments = ("fit", "-c", file, "--seed_everything", str(seed), "--run.id", id, *sweep.overrides)
+            content = read_yaml(Path(file))
+            if isinstance(content, dict):
+                content = {key: value for key, value in content.items() if key not in NOT_SCIENCE}
+            made_of = json.dumps([content, seed, sweep.overrides], sort_keys=True, default=str)
+            result.append(
+                Task(
+                    experiment=name,
+                    seed=seed,
+                    arguments=arguments,
+                    folder=Path("runs", name, id),
+                    log=sweep_folder(sweep) / "logs" / f"{name}-seed{seed}.log",
+                    digest=hashlib.sha256(made_of.encode()).hexdigest(),
+                )
+            )
+    return result
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb; gives the exit code: 0, or 1 if a run failed."""
+    arguments = _parser().parse_args(argv)
+    sweep = read_sweep(arguments.file)
+    check_family(sweep.experiments, sweep.differ_only_in)
+    todo, done = _split(sweep, tasks(sweep))
+    if arguments.dry_run:
+        _print_plan(sweep, todo, done)
+        return 0
+    for task in done:
+        _say(f"{task.name}: finished before")
+    failed = _run_all(sweep, todo, arguments.jobs)
+    warnings = _measure_costs(sweep)
+    _report(sweep, warnings)
+    for task, reason in failed:
+        _say(f"failed: {task.name}: {reason}\n  {task.command}\n  {task.log}")
+    return 1 if failed else 0
+
+
+def _split(sweep: Sweep, every: Sequence[Task]) -> tuple[list[Task], list[Task]]:
+    """What is to be run and what is finished.
+
+    Raises:
+        UserError: a finished run was made by another experiment file or other overrides than now.
+    """
+    kept = _read_json(_digests(sweep))
+    todo, done = [], []
+    for task in every:
+        if not isinstance(read_run(task.folder), Run):
+            todo.append(task)
+        elif kept.get(task.log.stem, task.digest) != task.digest:
+            raise UserError(
+                f"{task.folder} was made before {task.experiment} or the overrides were changed",
+                "Move that folder away to run it again, or give the sweep a new name",
+            )
+        else:
+            done.append(task)
+    return todo, done
+
+
+def _print_plan(sweep: Sweep, todo: Sequence[Task], done: Sequence[Task]) -> None:
+    for task in done:
+        print(f"# finished: {task.name}")
+    for task in todo:
+        print(task.command)
+    print(shlex.join(["python", "-m", "lightning_vl", "profile", *_cost_files(sweep)]))
+    print(f"# table.csv, table.md, figure.png and index.html go to {sweep_folder(sweep)}")
+
+
+def _run_all(sweep: Sweep, todo: Sequence[Task], jobs: int) -> list[tuple[Task, str]]:
+    """Run every task, so many at once; gives those that failed, with a line of why."""
+    digests = _read_json(_digests(sweep)) | {task.log.stem: task.digest for task in todo}
+    _write_json(_digests(sweep), digests)
+    environment = {key: value for key, value in os.environ.items() if key != "LIGHTNING_VL_RUN_ID"}
+    if jobs > 1:  # else every run takes all cores and they get in each other's way
+        environment["OMP_NUM_THREADS"] = str(max(1, _cores() // jobs))
+    waiting, failed = deque(enumerate(todo, 1)), []
+    running: dict[int, tuple[Task, subprocess.Popen[bytes], float]] = {}
+    seconds: list[float] = []
+    previous = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                number, task = waiting.popleft()
+                _say(f"[{number}/{len(todo)}] {task.name}: {task.command}")
+                running[number] = (task, _start(task, environment), time.monotonic())
+            time.sleep(POLL_SECONDS)
+            _show_progress([task for task, _, _ in running.values()])
+            for number, (task, process, started) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[number]
+                seconds.append(time.monotonic() - started)
+                reason = _outcome(task, process.returncode)
+                if reason:
+                    failed.append((task, reason))
+                left = (len(waiting) + len(running)) * sum(seconds) / len(seconds) / jobs
+                _say(
+                    f"[{number}/{len(todo)}] {task.name}: {reason or _result(sweep, task)} after {_minutes(seconds[-1])}"
+                    + (f", about {_minutes(left)} left" if left else "")
+                )
+    except (KeyboardInterrupt, SystemExit):
+        _stop([process for _, process, _ in running.values()])
+        _say("stopped; the runs have kept their checkpoints: the same command goes on with them")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return failed
+
+
+def _start(task: Task, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    with task.log.open("ab") as log:
+        log.write(f"$ {task.command}\n".encode())
+        log.flush()
+        return subprocess.Popen(
+            [sys.executable, "-m", "lightning_vl", *task.arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # a Ctrl-C at the terminal reaches the sweep alone, which passes it on once
+        )
+
+
+def _stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """Ask the runs to stop, which they do with a checkpoint; a second Ctrl-C ends them at once."""
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    if processes:
+        _say(
+            f"stopping: waiting for the checkpoint{'s' * (len(processes) > 1)} (Ctrl-C again to lose the steps since the last)"
+        )
+    try:
+        for process in processes:
+            process.wait()
+    except KeyboardInterrupt:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _terminated(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+def _outcome(task: Task, code: int) -> str | None:
+    """Why a run failed, in one line, or None."""
+    if code == 0:
+        run = read_run(task.folder)
+        return f"ended, but {run.reason}" if isinstance(run, LeftOut) else None
+    lines = [line for line in task.log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error:")]
+    return f"exit code {code}, {(errors or lines or ['no output'])[-1].strip()[:200]}"
+
+
+def _result(sweep: Sweep, task: Task) -> str:
+    run = read_run(task.folder)
+    value = run.metrics.get(sweep.metric) if isinstance(run, Run) else None
+    return f"{sweep.metric} {value:.4f}" if value is not None else f"no {sweep.metric}"
+
+
+def _cost_files(sweep: Sweep) -> list[str]:
+    return [sweep.cost.get(name, file) for name, file in zip(sweep.names, sweep.experiments, strict=True)]
+
+
+def _measure_costs(sweep: Sweep) -> list[str]:
+    """Profile the files that the sweep takes its costs from, unless that was done before here; gives warnings."""
+    import torch
+
+    from lightning_vl.report.profile import find_device, profile
+    from lightning_vl.run import device_name
+
+    files = _cost_files(sweep)
+    kept_under = {
+        "device": device_name(find_device("auto").type),
+        "torch": torch.__version__,
+        "files": {file: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files},
+    }
+    path = sweep_folder(sweep) / "profile.json"
+    kept = _read_json(path)
+    if all(kept.get(key) == value for key, value in kept_under.items()) and "experiments" in kept:
+        return []
+    _say(
+        f"measuring the cost of {len(files)} networks on {kept_under['device']}; at the paper's size this takes minutes"
+    )
+    base = sweep.runtime_baseline or sweep.names[0]
+    try:
+        rows = profile(files, baseline=Path(files[sweep.names.index(base)]).stem)
+    except UserError as error:
+        return [f"the cost could not be measured: {error.what}"]
+    _write_json(path, {**kept_under, "experiments": rows})
+    return []
+
+
+def _report(sweep: Sweep, warnings: Sequence[str]) -> None:
+    """Compare what is finished, and write and print it."""
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from lightning_vl.report.table import print_table
+
+    read = [read_run(task.folder) for task in tasks(sweep)]
+    runs = [run for run in read if isinstance(run, Run)]
+    if not runs:
+        _say("no run is finished: there is nothing to compare")
+        return
+    left_out = [run for run in read if isinstance(run, LeftOut)]
+    comparison = compare(runs, left_out, sweep, read_costs(sweep, sweep_folder(sweep)))
+    comparison = replace(comparison, warnings=(*comparison.warnings, *warnings))
+    paths = write(comparison, sweep_folder(sweep))
+    print_table(comparison, Console())
+    for path in paths:
+        print(path)
+
+
+def _show_progress(running: Sequence[Task]) -> None:
+    """On a terminal, the last line of the first run's log, in place."""
+    if not (sys.stderr.isatty() and running):
+        return
+    with running[0].log.open("rb") as log:
+        log.seek(max(0, log.seek(0, os.SEEK_END) - 400))
+        lines = log.read().decode(errors="replace").replace("\r", "\n").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    width = os.get_terminal_size(sys.stderr.fileno()).columns
+    sys.stderr.write(f"\r\x1b[2K  {last[: width - 3]}")
+    sys.stderr.flush()
+
+
+def _say(line: str, stream: TextIO | None = None) -> None:
+    stream = stream or sys.stderr
+    clear = "\r\x1b[2K" if stream.isatty() else ""
+    print(f"{clear}{line}", file=stream, flush=True)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
+
+
+def _digests(sweep: Sweep) -> Path:
+    return sweep_folder(sweep) / "runs.json"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lightning_vl sweep",
+        description="Run every experiment of a sweep file with every seed, then print and draw the table. Finished runs are "
+        "not run again; stopped ones go on.",
+        epilog="example: python -m lightning_vl sweep experiments/sweeps/vivit_variants.yaml --dry-run",
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="FILE", help="the sweep file")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
+    parser.add_argument("--jobs", type=_positive, default=1, help="runs at once, which share the cores (default: 1)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value

@@ -1,0 +1,515 @@
+"""Runs to rows: mean and spread over seeds, what is best, and the table as text, CSV, Markdown and JSON.
+
+Spread is the sample standard deviation over the runs of one experiment (n - 1 in the denominator). The best row is marked
+only where the spread allows: it and every other row have at least :data:`SEEDS_TO_MARK` runs, and its interval mean +-
+spread meets no other row's.
+"""
+
+import csv
+import io
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lightning_vl.report.family import Sweep
+from lightning_vl.report.results import LeftOut, Run
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+SEEDS_TO_MARK = 3
+GUTTER = 3  # between groups on a terminal
+LEFT_OUT_LINES = 5  # of run folders that take no part
+
+_SHARES = re.compile(r"top\d|accuracy|recall|r@\d")
+_LOWER_IS_BETTER = re.compile(r"loss|error|perplexity|rank")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One metric over the runs of one experiment.
+
+    Attributes:
+        mean: arithmetic mean.
+        spread: sample standard deviation; None of a single run.
+        values: one a run, in the order of the row's runs.
+    """
+
+    mean: float
+    spread: float | None
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What an experiment's file expects, against the mean of its runs.
+
+    Attributes:
+        metric: logged name.
+        value: expected.
+        tolerance: how far off it may be.
+        kind: "ours" or "paper".
+        source: where the value is from.
+        met: number of runs that met it.
+        runs: number of runs that were held against it.
+    """
+
+    metric: str
+    value: float
+    tolerance: float
+    kind: str
+    source: str
+    met: int
+    runs: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One experiment.
+
+    Attributes:
+        experiment: its name.
+        label: its name in tables and figures.
+        runs: by seed.
+        metrics: logged name to summary; a metric that some of the runs lack is summarised over the others.
+        parameters: of the network of the runs.
+        gmacs: multiply-adds of its forward of one sample, in 1e9.
+        gflops: twice ``gmacs``.
+        expected: see :class:`Expectation`.
+        best: whether the table marks it.
+        cost: what ``profile`` gave for the experiment that the sweep takes the cost from.
+        paper: column key to printed value.
+    """
+
+    experiment: str
+    label: str
+    runs: tuple[Run, ...]
+    metrics: dict[str, Summary]
+    parameters: int | None
+    gmacs: float | None
+    gflops: float | None
+    expected: tuple[Expectation, ...]
+    best: bool = False
+    cost: Mapping[str, Any] | None = None
+    paper: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that a report shows.
+
+    Attributes:
+        title: heading.
+        metric: that the table is about; None if the runs have none in common.
+        rows: one an experiment.
+        warnings: one line each.
+        left_out: run folders that take no part.
+        sweep: the sweep file, if known.
+        differing: keys in which the configurations of the experiments differ, to {experiment: value}.
+    """
+
+    title: str
+    metric: str | None
+    rows: tuple[Row, ...]
+    warnings: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    sweep: Sweep | None = None
+    differing: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Mean and sample standard deviation."""
+    spread = statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+    return Summary(math.fsum(values) / len(values), spread, tuple(values))
+
+
+def make_row(
+    label: str, runs: Sequence[Run], cost: Mapping[str, Any] | None = None, paper: Mapping[str, float] | None = None
+) -> Row:
+    """Summarise the runs of one experiment, at least one."""
+    names = dict.fromkeys(name for run in runs for name in run.metrics)
+    model = runs[-1].results.get("model") or {}
+    return Row(
+        experiment=runs[0].experiment,
+        label=label,
+        runs=tuple(runs),
+        metrics={name: summarise([run.metrics[name] for run in runs if name in run.metrics]) for name in names},
+        parameters=model.get("parameters"),
+        gmacs=model.get("gmacs"),
+        gflops=model.get("gflops"),
+        expected=tuple(_expectations(runs)),
+        cost=cost,
+        paper=paper,
+    )
+
+
+def default_metric(runs: Sequence[Run]) -> str | None:
+    """The metric that the runs' experiments expect something of, or else the first of the test metrics."""
+    shared = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
+    expected = [item.get("metric") for run in runs for item in run.results.get("expected") or []]
+    tested = [name for name in shared if name.startswith("test/")]
+    preferred = [name for name in tested if not lower_is_better(name)]
+    return next((name for name in [*expected, *preferred, *tested, *shared] if name in shared), None)
+
+
+def best_of(rows: Sequence[Row], metric: str) -> Row | None:
+    """The row to mark, by the rule at the top of this file; None where the spread does not allow one."""
+    if len(rows) < 2 or not all(metric in row.metrics for row in rows):
+        return None
+    sign = -1 if lower_is_better(metric) else 1
+    ranked = sorted(rows, key=lambda row: sign * row.metrics[metric].mean, reverse=True)
+    summaries = [row.metrics[metric] for row in ranked]
+    if any(summary.spread is None or len(summary.values) < SEEDS_TO_MARK for summary in summaries):
+        return None
+    first, *others = [(sign * summary.mean, summary.spread or 0.0) for summary in summaries]
+    clear = all(first[0] - first[1] > mean + spread for mean, spread in others)
+    return ranked[0] if clear else None
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric's name says that less is better."""
+    return bool(_LOWER_IS_BETTER.search(metric))
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share of 1, which tables show in percent."""
+    return bool(_SHARES.search(metric))
+
+
+def heading(metric: str) -> str:
+    """A metric's name with its unit in tables."""
+    return f"{metric} (%)" if is_share(metric) else metric
+
+
+def mean_and_spread(summary: Summary, metric: str) -> str:
+    """A summary as tables print it: ``93.1 ± 0.4``."""
+    scale, digits = (100, 1) if is_share(metric) else (1, 3)
+    mean = f"{scale * summary.mean:.{digits}f}"
+    return mean if summary.spread is None else f"{mean} ± {scale * summary.spread:.{digits}f}"
+
+
+def quantity(value: float | None, digits: int = 4) -> str:
+    """A number with so many significant digits and no exponent; a dash for None."""
+    if value is None:
+        return "–"
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:.{min(decimals, 6)}f}"
+
+
+# What the table shows, in groups of columns
+
+
+@dataclass(frozen=True)
+class Group:
+    """Columns that belong together, one cell a row.
+
+    Attributes:
+        title: over the columns.
+        columns: heading to cells. A heading may have a line break.
+    """
+
+    title: str
+    columns: dict[str, list[str]]
+
+
+def groups(comparison: Comparison) -> list[Group]:
+    """The table's columns: measured by these runs, the cost at the size the sweep names, the paper's."""
+    rows = comparison.rows
+    ours: dict[str, list[str]] = {"runs": [str(len(row.runs)) for row in rows]}
+    for metric in _shown_metrics(comparison):
+        name, _, unit = heading(metric).rpartition(" ") if is_share(metric) else (metric, "", "")
+        ours[f"{name}\n{unit}"] = [
+            (mean_and_spread(row.metrics[metric], metric) if metric in row.metrics else "–")
+            + (" *" if row.best and metric == comparison.metric else "")
+            for row in rows
+        ]
+    if any(row.expected for row in rows):
+        ours["expected\n(met by)"] = [_expected_cell(row, comparison.metric) for row in rows]
+    costed = any(row.cost for row in rows)
+    if not costed:
+        ours["params\n(1e6)"] = [quantity(_millions(row.parameters)) for row in rows]
+        ours["MACs\n(1e9)"] = [quantity(row.gmacs) for row in rows]
+    result = [Group("measured", ours)]
+    if costed:
+        result.append(Group("cost at the paper's size", _cost_columns(rows)))
+    if comparison.sweep and comparison.sweep.paper:
+        result.append(Group("paper", _paper_columns(comparison.sweep, rows)))
+    return result
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What a reader must know to read the table, one sentence a line."""
+    rows, sweep = comparison.rows, comparison.sweep
+    data = sorted(
+        {str((run.results.get("data") or {}).get("name", "unnamed data")) for row in rows for run in row.runs}
+    )
+    lines = [
+        f"Measured on {', '.join(data)}: mean ± sample standard deviation over the runs (one a seed).",
+    ]
+    if comparison.metric:
+        better = "lowest" if lower_is_better(comparison.metric) else "highest"
+        rule = f"* {better} {comparison.metric}, marked where mean ± spread meets no other row's (at least {SEEDS_TO_MARK} runs each)"
+        lines.append(rule + ("." if any(row.best for row in rows) else ": no row stands out."))
+    costs = [row.cost for row in rows if row.cost]
+    if costs:
+        first = costs[0]
+        lines.append(
+            "Cost of one forward of the experiment files of the paper's size: MACs of products and convolutions; FLOPs as the "
+            "paper counts them, element-wise operations at half weight."
+        )
+        if first.get("latency_ms") is not None:
+            base = next((cost["experiment"] for cost in costs if cost.get("runtime_ratio") == 1), None)
+            lines.append(
+                f"Runtime over that of {base}, median, batch {first['batch_size']}, {first['precision']}, {first['device']}."
+            )
+    if sweep and sweep.paper:
+        lines.append(
+            f"Paper: {sweep.paper.source}, as printed, on the paper's data. Measured accuracy is not comparable with it."
+        )
+    return lines
+
+
+def _shown_metrics(comparison: Comparison) -> list[str]:
+    first = [comparison.metric] if comparison.metric else []
+    names = dict.fromkeys(name for row in comparison.rows for name in row.metrics)
+    others = [name for name in names if name.startswith("test/") and name not in first and is_share(name)]
+    return [*first, *others[:2]]
+
+
+def _expected_cell(row: Row, metric: str | None) -> str:
+    for item in row.expected:
+        if item.metric == metric and item.kind == "ours":
+            scale, digits = (100, 1) if is_share(item.metric) else (1, 3)
+            span = f"{scale * item.value:.{digits}f} ± {scale * item.tolerance:.{digits}f}"
+            return f"{span} ({item.met}/{item.runs})"
+    return "–"
+
+
+def _millions(value: float | None) -> float | None:
+    return None if value is None else value / 1e6
+
+
+def _cost_columns(rows: Sequence[Row]) -> dict[str, list[str]]:
+    def column(make: Callable[[Mapping[str, Any]], str]) -> list[str]:
+        return [make(row.cost) if row.cost else "–" for row in rows]
+
+    columns = {
+        "params\n(1e6)": column(lambda cost: f"{cost['parameters'] / 1e6:.1f}"),
+        "MACs\n(1e9)": column(lambda cost: quantity(cost["gmacs"])),
+        "paper's FLOPs\n(1e9)": column(lambda cost: quantity(cost["paper_gflops"])),
+    }
+    if any(row.cost and row.cost.get("runtime_ratio") is not None for row in rows):
+        columns["runtime\n(ratio)"] = column(lambda cost: ratio(cost.get("runtime_ratio")))
+    return columns
+
+
+def _paper_columns(sweep: Sweep, rows: Sequence[Row]) -> dict[str, list[str]]:
+    paper = sweep.paper
+    assert paper is not None
+    columns = {}
+    for key, title in paper.columns.items():
+        name, _, unit = title.partition(" (")
+        values = [(row.paper or {}).get(key) for row in rows]
+        decimals = max((len(f"{value:g}".partition(".")[2]) for value in values if value is not None), default=0)
+        columns[f"{name}\n({unit}" if unit else title] = [
+            "–" if value is None else f"{value:.{decimals}f}" for value in values
+        ]
+        if key == paper.runtime:
+            columns["runtime\n(ratio)"] = [ratio(paper_runtime_ratio(sweep, row)) for row in rows]
+    return columns
+
+
+def paper_runtime_ratio(sweep: Sweep, row: Row) -> float | None:
+    """The paper's runtime of an experiment over that of the sweep's baseline."""
+    paper = sweep.paper
+    if paper is None or paper.runtime is None or row.paper is None:
+        return None
+    base = paper.rows.get(sweep.runtime_baseline or sweep.names[0], {}).get(paper.runtime)
+    value = row.paper.get(paper.runtime)
+    return value / base if value is not None and base else None
+
+
+def ratio(value: float | None) -> str:
+    """A ratio to two decimals; a dash for None."""
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _expectations(runs: Sequence[Run]) -> Iterable[Expectation]:
+    # An experiment's file may have changed between runs: what the last one expects is held against it alone if so.
+    for item in runs[-1].results.get("expected") or []:
+        same = [
+            other
+            for run in runs
+            for other in run.results.get("expected") or []
+            if all(other.get(key) == item.get(key) for key in ("metric", "value", "tolerance", "kind", "source"))
+        ]
+        yield Expectation(
+            metric=str(item.get("metric")),
+            value=float(item.get("value", math.nan)),
+            tolerance=float(item.get("tolerance", 0.0)),
+            kind=str(item.get("kind", "ours")),
+            source=str(item.get("source", "")),
+            met=sum(bool(other.get("met")) for other in same),
+            runs=sum(other.get("met") is not None for other in same),
+        )
+
+
+# Renderings
+
+
+def as_json(comparison: Comparison) -> list[dict[str, Any]]:
+    """A list of objects, one an experiment, that is valid JSON: what is no number is null."""
+    result = []
+    for row in comparison.rows:
+        result.append(
+            {
+                "experiment": row.experiment,
+                "label": row.label,
+                "parameters": row.parameters,
+                "gmacs": row.gmacs,
+                "gflops": row.gflops,
+                "n": len(row.runs),
+                "seeds": [run.seed for run in row.runs],
+                "runs": [run.folder.as_posix() for run in row.runs],
+                "metrics": {
+                    name: {
+                        "mean": _finite(summary.mean),
+                        "spread": _finite(summary.spread),
+                        "values": [_finite(value) for value in summary.values],
+                    }
+                    for name, summary in row.metrics.items()
+                },
+                "best": row.best,
+                "expected": [vars(item) for item in row.expected],
+                "cost": None if row.cost is None else dict(row.cost),
+                "paper": None if row.paper is None else dict(row.paper),
+            }
+        )
+    return result
+
+
+def as_csv(comparison: Comparison) -> str:
+    """One line an experiment, one column a number, unrounded and in the units of the logged metrics."""
+    lines: list[dict[str, Any]] = []
+    for row in comparison.rows:
+        line: dict[str, Any] = {
+            "experiment": row.experiment,
+            "n": len(row.runs),
+            "seeds": " ".join(str(run.seed) for run in row.runs),
+            "parameters": row.parameters,
+            "gmacs": row.gmacs,
+            "gflops": row.gflops,
+            "best": row.best,
+        }
+        for name, summary in row.metrics.items():
+            line |= {f"{name} mean": summary.mean, f"{name} spread": summary.spread}
+        for key in ("experiment", "parameters", "gmacs", "gflops", "paper_gflops", "latency_ms", "runtime_ratio"):
+            if row.cost is not None:
+                line[f"cost {key}"] = row.cost.get(key)
+        line |= {f"paper {key}": value for key, value in (row.paper or {}).items()}
+        lines.append(line)
+    text = io.StringIO()
+    fields = list(dict.fromkeys(key for line in lines for key in line))
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """The table with its notes and warnings."""
+    names, cells = ["experiment"], [[row.label] for row in comparison.rows]
+    several = groups(comparison)
+    for group in several:
+        for column, values in group.columns.items():
+            prefix = f"{group.title}: " if len(several) > 1 else ""
+            names.append(prefix + column.replace("\n", " ").strip())
+            for line, value in zip(cells, values, strict=True):
+                line.append(value)
+    lines = [f"## {comparison.title}", "", markdown_row(names), "|---|" + "---:|" * (len(names) - 1)]
+    lines += [markdown_row(line) for line in cells]
+    lines += ["", *[f"{note}  " for note in notes(comparison)]]
+    if comparison.warnings:
+        lines += ["", *[f"- Warning: {warning}" for warning in comparison.warnings]]
+    if comparison.left_out:
+        lines += ["", *[f"- Left out: {item}" for item in comparison.left_out]]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    """One row of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def print_table(comparison: Comparison, console: "Console") -> None:
+    """The table on a terminal: groups side by side where they fit, else one under the other."""
+    from rich.table import Table
+    from rich.text import Text
+
+    def width(renderable: "RenderableType") -> int:
+        return console.measure(renderable, options=console.options.update(width=10_000)).maximum
+
+    console.print(Text(comparison.title, style="bold"))
+    console.print()
+    shown = groups(comparison)
+    together = [_terminal_table(comparison, group, labels=number == 0) for number, group in enumerate(shown)]
+    if sum(map(width, together)) + GUTTER * (len(together) - 1) <= console.width:
+        line = Table.grid(padding=(0, GUTTER))
+        line.add_row(*together)
+        console.print(line, "")
+    else:
+        for group in shown:
+            # As many columns at a time as fit, each time beside the labels.
+            parts: list[dict[str, list[str]]] = [{}]
+            for column, cells in group.columns.items():
+                wider = {**parts[-1], column: cells}
+                if (
+                    parts[-1]
+                    and width(_terminal_table(comparison, Group(group.title, wider), labels=True)) > console.width
+                ):
+                    parts.append({column: cells})
+                else:
+                    parts[-1] = wider
+            for part in parts:
+                console.print(_terminal_table(comparison, Group(group.title, part), labels=True), "")
+    for note in notes(comparison):
+        console.print(Text(note, style="dim"))
+    for warning in comparison.warnings:
+        console.print(Text(f"warning: {warning}", style="yellow"))
+    for item in comparison.left_out[:LEFT_OUT_LINES]:
+        console.print(Text(f"left out: {item}", style="yellow"))
+    if len(comparison.left_out) > LEFT_OUT_LINES:
+        console.print(Text(f"left out: {len(comparison.left_out) - LEFT_OUT_LINES} more run folders", style="yellow"))
+
+
+def _terminal_table(comparison: Comparison, group: Group, labels: bool) -> "RenderableType":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=group.title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+    )
+    if labels:
+        table.add_column("\nexperiment", no_wrap=True)
+    for column in group.columns:
+        table.add_column(column if "\n" in column else f"{column}\n", justify="right", no_wrap=True)
+    for number, row in enumerate(comparison.rows):
+        cells = [row.label] if labels else []
+        cells += [values[number] for values in group.columns.values()]
+        table.add_row(*[Text(cell) for cell in cells], style="bold" if row.best else None)
+    return table
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,153 @@
+"""`Task`: the training, validation and test steps that every paper shares."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Protocol, final
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import grad_norm
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lightning_vl.data.stream import Batch
+from lightning_vl.errors import UserError
+from lightning_vl.optim import Schedule, parameter_groups
+
+
+class Initialisation(Protocol):
+    """Puts weights from a file into a fresh network."""
+
+    def apply(self, net: nn.Module) -> Any:
+        """Loads the weights; gives a report with a readable text form."""
+        ...
+
+
+class Task(lightning.LightningModule, ABC):
+    """A network, its losses and its metrics, under one loop.
+
+    A paper says how a batch goes through the network (`forward`), what the losses are (`losses`) and which metrics
+    evaluation collects; the steps themselves are final. The optimised loss is the sum of the losses.
+
+    Every step draws its randomness (dropout, stochastic depth) from (seed, rank, batch), so a resumed run repeats nothing
+    and misses nothing, and ranks differ.
+
+    Args:
+        net: the network, with `example_inputs(batch_size)`.
+        optimizer: takes parameter groups; learning rate and decay are set there.
+        schedule: factor on the learning rate over the `trainer.max_steps` of the run.
+        init_from: weights to start from.
+        evaluation: a metric for each of validation and test; `update(outputs, batch)`, and `compute()` gives a dict.
+    """
+
+    unit = "samples"  # what one is called in the progress bar
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: OptimizerCallable,
+        schedule: Schedule,
+        init_from: Initialisation | None,
+        evaluation: Mapping[str, Metric],
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = net
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.evaluation = nn.ModuleDict(evaluation)
+        self.seed = 0  # the run's seed: set by the command before the run starts
+        if init_from is not None:
+            lightning.pytorch.utilities.rank_zero_info(str(init_from.apply(net)))
+
+    @abstractmethod
+    def losses(self, batch: Batch, outputs: Any) -> dict[str, Tensor]:
+        """The terms of the objective by name, scalars in nats, weighted as they are summed."""
+
+    @final
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One micro-batch: the sum of the losses, which must be finite."""
+        losses = self.losses(batch, self(batch))
+        total = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(total):
+            values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+            raise UserError(
+                f"the loss is not finite at step {self.global_step} ({values}) for {_names(batch)}",
+                "look at these samples, lower the learning rate, or clip gradients with trainer.gradient_clip_val",
+            )
+        self._ids = batch["id"]
+        logged = {"train/loss": total.detach()}
+        if len(losses) > 1:
+            logged |= {f"train/{name}": value.detach() for name, value in losses.items()}
+        self.log_dict(logged, prog_bar=True, batch_size=len(batch["id"]))
+        return total
+
+    @final
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collects metrics and losses under `val/`."""
+        self._evaluate("val", batch)
+
+    @final
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collects metrics and losses under `test/`."""
+        self._evaluate("test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Any:
+        """What the network says of a batch."""
+        return self(batch)
+
+    def _evaluate(self, prefix: str, batch: Batch) -> None:
+        if not batch["id"]:  # nothing of this batch could be read
+            return
+        outputs = self(batch)
+        losses = self.losses(batch, outputs)
+        total = torch.stack(list(losses.values())).sum()
+        self.log(f"{prefix}/loss", total, on_epoch=True, sync_dist=True, batch_size=len(batch["id"]))
+        self.evaluation[prefix].update(outputs, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs what the validation metrics make of all batches of all ranks."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs what the test metrics make of all batches of all ranks."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, prefix: str) -> None:
+        metric = self.evaluation[prefix]
+        values = metric.compute()  # sums over ranks
+        metric.reset()
+        self.log_dict(
+            {name if "/" in name else f"{prefix}/{name}": value for name, value in values.items()},
+            prog_bar=prefix == "val",
+        )
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seeds the step: the batch counter goes on over a resume, so the random numbers do too."""
+        seeds = np.random.SeedSequence([self.seed, self.global_rank, batch_idx]).generate_state(1, np.uint64)
+        torch.manual_seed(int(seeds[0]))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Stops on gradients that are not finite, before they reach the weights."""
+        norms = grad_norm(self.net, norm_type=2)
+        norm = torch.as_tensor(norms.get("grad_2.0_norm_total", 0.0))
+        if not torch.isfinite(norm) and self.trainer.precision != "16-mixed":  # float16 has its own scaler for this
+            raise UserError(
+                f"the gradient is not finite at step {self.global_step} for {_names({'id': self._ids})}",
+                "look at these samples, lower the learning rate, or clip gradients with trainer.gradient_clip_val",
+            )
+        self.log("train/gradient_norm", norm)
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser over two parameter groups, its learning rate following the schedule step by step."""
+        optimizer = self.optimizer(parameter_groups(self))
+        total = self.trainer.max_steps
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _names(batch: Batch) -> str:
+    ids = [str(name) for name in batch["id"]]
+    return f"batch {', '.join(ids[:4])}" + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
