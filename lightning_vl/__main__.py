@@ -1,6 +1,7 @@
 """The command. Whatever needs no torch answers at once: nothing heavy is imported here."""
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -61,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
                 return profile(rest)
             case _:
+                # threads that spin while they wait steal the cores from the processes that read ahead: on two cores a step
+                # takes several times as long; read by OpenMP when torch is imported
+                os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
                 from lightning_vl.cli import main as cli
 
                 return cli(arguments)

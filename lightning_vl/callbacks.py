@@ -70,12 +70,12 @@ def validation_follows(trainer: Any, batch_idx: int) -> bool:
     return bool(trainer.enable_validation) and (batch_idx + 1) % trainer.val_check_batch == 0
 
 
-class StopOnSignal(Callback):
+class StopOnSignal(Checkpoint):
     """Ctrl-C, SIGTERM and SIGUSR1 end the run between two steps, with a checkpoint.
 
-    The handler only sets a flag; all ranks agree on it at the next optimiser step, or after the validation under way, save
-    once and leave: Ctrl-C with 130, SIGTERM with 143, SIGUSR1 with 85, which asks the batch script for a requeue. A second
-    Ctrl-C leaves at once.
+    The handler only sets a flag; all ranks agree on it at the next optimiser step, or after the validation under way,
+    save once and leave: Ctrl-C with 130, SIGTERM with 143, SIGUSR1 with 85, which asks the batch script for a requeue. A second
+    Ctrl-C leaves at once. It is a `Checkpoint` to Lightning so that it comes after those that save.
 
     Args:
         last: saves the checkpoint.

@@ -20,8 +20,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-import lightning_vl.papers.vivit.data
-import lightning_vl.papers.vivit.task  # noqa: F401  (known by short class names in experiment files)
+# experiment files call these classes by their short names, which are known once they are imported
+import lightning_vl.data.datasets.epic_kitchens
+import lightning_vl.data.datasets.kinetics
+import lightning_vl.data.datasets.labelled_videos
+import lightning_vl.data.datasets.something_something
+import lightning_vl.data.datasets.video_folder
+import lightning_vl.data.synthetic.moving_digits
+import lightning_vl.papers.vivit.task  # noqa: F401
 from lightning_vl.callbacks import LastCheckpoint, Progress, StopOnSignal, Throughput
 from lightning_vl.checkpoints import WholeCheckpoints, last_complete
 from lightning_vl.data.module import DataModule
@@ -54,47 +60,56 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         """Says what is wrong and how to mend it."""
-        raise UserError(*explain(message, self))
+        if not self.exit_on_error:  # a parser within the parser: the outer one reports
+            super().error(message, ex)
+        raise UserError(*explain(message, self)) from None
 
 
 def explain(message: str, parser: Parser) -> tuple[str, str]:
-    """What of a parser's message helps, and the nearest valid name."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    what = " ".join(lines)
-    denied = re.search(r"'([\w.]+)'[^']*(?:not allowed|denied)", what) or re.search(
-        r"[Ii]mport path[^'\"]*['\"]([\w.]+)['\"]", what
-    )
-    if denied and "allow" in what + "denied":
-        return (
-            f"class_path '{denied[1]}' is outside the allowed packages",
-            f"use a class of {', '.join(ALLOWED[:-1])} or {ALLOWED[-1]}",
-        )
-    bad = re.search(
-        r"(?:does not accept (?:option|nested key)|[Uu]nrecognized arguments:|is not accepted|Key) ?'?(?:--)?([\w.]+)",
-        what,
-    )
-    names = _known_names(parser, what)
-    if bad:
-        key = bad[1]
-        close = difflib.get_close_matches(key, names, n=1, cutoff=0.5) or difflib.get_close_matches(
-            key.rsplit(".", 1)[-1], [name.rsplit(".", 1)[-1] for name in names], n=1, cutoff=0.6
-        )
+    """What of a parser's message helps, and the nearest valid name.
+
+    A value that fits none of several types gets a nest of reasons, and the whole value again: what helps stands within.
+    """
+    text = " ".join(message.split())
+    path = ".init_args.".join(dict.fromkeys(re.findall(r"[Pp]arser key \"([\w.]+)\"", text)))
+    if match := re.search(r"Importing '([\w.]+)' is not allowed", text):
+        return f"class_path '{match[1]}' is outside the allowed packages", f"use a class of {', '.join(ALLOWED)}"
+    if match := re.search(r"Expected a dot import path string: (\w+)", text):
+        close = difflib.get_close_matches(match[1], _known_classes(), n=1, cutoff=0.5)
+        return f"there is no class '{match[1]}'", f"did you mean '{close[0]}'?" if close else "give its full class_path"
+    if match := re.search(r"following arguments are required: ([\w.]+)", text):
+        key = f"{path}.init_args.{match[1]}" if path else match[1]
+        return f"{key} is not given", f"give it: --{key} VALUE, or in the experiment's file"
+    if match := re.search(r"Key \"([\w.]+)\" is required", text):
+        return f"{match[1]} is not given", f"give it: --{match[1]} VALUE, or in the experiment's file"
+    if match := re.search(r"[Oo]ption '([\w.]+)' is not accepted|[Uu]nrecognized arguments: --([\w.]+)|[Kk]ey '([\w.]+)' is not expected", text):
+        key = next(group for group in match.groups() if group)
+        close = difflib.get_close_matches(key, _known_names(parser, text), n=1, cutoff=0.6)
         return f"there is no key '{key}'", f"did you mean '{close[0]}'?" if close else f"see {parser.prog} --help"
-    return what[:600], f"see {parser.prog} --help, or --print_config for what is set"
+    if match := re.search(r"(Expected [^{]*?Got value: \S+)", text):
+        return f"{path}: {match[1]}", "JSONARGPARSE_DEBUG=1 shows every step, --print_config what is set"
+    return text[:300], f"see {parser.prog} --help; JSONARGPARSE_DEBUG=1 shows every step"
 
 
 def _known_names(parser: Parser, message: str) -> list[str]:
+    """Keys of the command, and of the classes that the message speaks of."""
     names = {action.dest for action in parser._actions}
-    for sub in getattr(parser, "known_subparsers", {}).values():
-        names |= {action.dest for action in sub._actions}
-    for path in re.findall(r"class_path '?\"?(lightning_vl[\w.]+|torch[\w.]+|timm[\w.]+)", message):
-        module, _, name = path.rpartition(".")
-        try:
-            owner = getattr(__import__(module, fromlist=[name]), name)
-            names |= set(inspect.signature(owner.__init__).parameters) - {"self"}
-        except (ImportError, AttributeError, ValueError):
-            continue
+    for subparser in getattr(parser, "known_subparsers", {}).values():
+        names |= {action.dest for action in subparser._actions}
+    for owner in _all_classes():
+        if f"{owner.__module__}.{owner.__name__}" in message or f"'{owner.__name__}'" in message:
+            names |= set(inspect.signature(owner).parameters)
     return sorted(names)
+
+
+def _known_classes() -> list[str]:
+    return sorted({owner.__name__ for owner in _all_classes()})
+
+
+def _all_classes() -> list[type]:
+    """Every class of this package that is imported."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("lightning_vl")]
+    return [value for module in modules for value in vars(module).values() if inspect.isclass(value)]
 
 
 class Bench(LightningCLI):
@@ -163,7 +178,10 @@ class Bench(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Builds task and data, and tells both the run's seed."""
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException) as error:  # a class or the trainer refuses its arguments
+            raise UserError(" ".join(str(error).split())[:300], "change these values in the experiment's file") from error
         self.model.seed = self.datamodule.seed = self.settings.seed_everything
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -177,8 +195,6 @@ class Bench(LightningCLI):
         best.dirpath = str(self.folder / "checkpoints")
         configured = get(self.config_init, "trainer")
         callbacks: list[Callback] = [self.throughput, *(configured.get("callbacks") or [])]
-        if self.subcommand == "fit":
-            callbacks += [StopOnSignal(last)]
         callbacks.append(Progress(self.throughput, self.model.unit))
         loggers: list[Any] = []
         if configured.get("logger") is not False:
@@ -191,7 +207,7 @@ class Bench(LightningCLI):
             "default_root_dir": str(self.folder),
             "plugins": [*(configured.get("plugins") or []), WholeCheckpoints()],
         }
-        return self._instantiate_trainer(trainer, [best, last] if self.subcommand == "fit" else [])
+        return self._instantiate_trainer(trainer, [best, last, StopOnSignal(last)] if self.subcommand == "fit" else [])
 
     def _wandb(self) -> list[WandbRun]:
         if choose_wandb_mode() == "disabled":
@@ -475,7 +491,7 @@ def quiet() -> None:
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*Trying to infer the `batch_size`.*",
         r".*isinstance\(treespec, LeafSpec\).*",
-        r".*instantiate_subclass_spec_in_any.*",
+        r".*args parameter is intended to run from within Python.*",
     ):
         warnings.filterwarnings("ignore", pattern)
 
@@ -488,9 +504,13 @@ def main(arguments: list[str]) -> int:
     """
     quiet()
     torch.set_float32_matmul_precision("high")
+    if not any(word.startswith(("-c", "--config", "--help", "-h", "--print_config")) or ".help" in word for word in arguments):
+        raise UserError("no experiment is given", "name its file: -c experiments/vivit_fact_encoder.yaml")
     for flag, value in zip(arguments, arguments[1:], strict=False):
         if flag in ("-c", "--config"):
             check_yaml(Path(value))
+        elif flag.startswith("--config="):
+            check_yaml(Path(flag.removeprefix("--config=")))
     sys.argv = [sys.argv[0], *arguments]
     try:
         Bench(None)

@@ -1,7 +1,7 @@
 """What is known of the videos below a root, remembered between runs.
 
-A scan of every file of a large data set takes a while, so it is done once: a cache keeps, for each file, its `VideoInfo`
-or what is wrong with it. It lies outside of the data (which may be read-only), in `$XDG_CACHE_HOME/lightning_vl` or
+A scan of every file of a large data set takes a while, so it is done once: a cache keeps each file's `VideoInfo` or
+what is wrong with it. It lies outside of the data (which may be read-only), in `$XDG_CACHE_HOME/lightning_vl` or
 `~/.cache/lightning_vl`, a file of JSON lines for each root. A line counts as long as the file's size and time of change
 are the same; only new and changed files are scanned.
 """
@@ -11,9 +11,9 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -108,13 +108,10 @@ def _load(cache: str) -> dict[str, Known]:
     return known
 
 
-def _info(fields: list) -> VideoInfo:
-    info = VideoInfo(*fields)
-    return info._replace(
-        gaps=tuple((count, ticks) for count, ticks in info.gaps),
-        keyframes=tuple((frame, dts) for frame, dts in info.keyframes),
-        numbering=None if info.numbering is None else tuple(info.numbering),
-    )
+def _info(fields: Mapping[str, Any]) -> VideoInfo:
+    tuples = {key: tuple(map(tuple, fields[key])) for key in ("gaps", "keyframes")}
+    numbering = fields["numbering"] and tuple(fields["numbering"])
+    return VideoInfo(**{**fields, **tuples, "numbering": numbering})
 
 
 def _save(cache: str, known: dict[str, Known]) -> None:
@@ -127,7 +124,7 @@ def _save(cache: str, known: dict[str, Known]) -> None:
         ) as file:
             temporary = file.name
             for name, (stamp, result) in known.items():
-                outcome = {"error": result} if isinstance(result, str) else {"info": result}
+                outcome = {"error": result} if isinstance(result, str) else {"info": result._asdict()}
                 file.write(json.dumps({"file": name, "stamp": stamp, **outcome}) + "\n")
         os.replace(temporary, cache)
     except OSError as error:

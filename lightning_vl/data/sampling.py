@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
+from lightning_vl.errors import UserError
+
 
 class TemporalSampling(ABC):
     """Chooses the frame indices of clips; `frames` of them, whatever the length of the video."""
@@ -39,7 +41,7 @@ class StridedClip(TemporalSampling):
 
     def __init__(self, frames: int, stride: int = 1) -> None:
         if frames < 1 or stride < 1:
-            raise ValueError(f"frames and stride are at least 1, not {frames} and {stride}")
+            raise UserError(f"a clip of {frames} frames at stride {stride}", "give at least 1 for both")
         self._frames = frames
         self.stride = stride
 
@@ -66,8 +68,8 @@ class StridedClip(TemporalSampling):
 class FrozenFrame(StridedClip):
     """The baseline without motion: the clips of `StridedClip`, each with its middle frame in every place.
 
-    What a network reaches with it, it reaches by appearance; what `StridedClip` adds, it owes to motion. Both draw the same
-    starts from the same generator, so that nothing else differs.
+    What a network reaches with it, it reaches by appearance; what `StridedClip` adds, it owes to motion. Both draw the
+    same starts from the same generator, so that nothing else differs.
 
     Args:
         frames: frames in a clip.

@@ -6,10 +6,10 @@ which decoding can start. With it, the wanted frames are reached from the neares
 
 import os
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import av
@@ -37,6 +37,7 @@ VIDEO_SUFFIXES = (
     ".3gp",
     ".ogv",
 )
+INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")  # containers whose index makes seeking exact
 
 
 class VideoInfo(NamedTuple):
@@ -49,8 +50,9 @@ class VideoInfo(NamedTuple):
         tick: seconds in a unit of time stamps.
         start: time stamp of the first frame, in ticks.
         gaps: (count, ticks) pairs: so many frames follow their predecessor after so many ticks.
-        keyframes: (frame, decoding time stamp) of each frame at which decoding can start. None where the time stamps
-            do not tell frames apart (some tools write 0 for all): such a file is decoded from its beginning.
+        keyframes: (frame, time stamp to seek) of each frame at which decoding can start. None where the container has
+            no index, or where the time stamps do not tell frames apart (some tools write 0 for all): such a file is
+            decoded from its beginning, and it is not known when its frames are shown.
         numbering: of a folder of frames: what stands before the number, digits, first number, suffix.
     """
 
@@ -140,59 +142,63 @@ def read_frames(path: str, frames: Sequence[int], info: VideoInfo | None = None)
 def _opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Opens the first video stream; whatever the library raises becomes one line of reason."""
     try:
-        with av.open(path) as container:
-            if not container.streams.video:
-                raise CorruptSample(path, "holds no video stream")
-            stream = container.streams.video[0]
-            stream.thread_type = "NONE"  # workers are the parallelism
-            yield container, stream
+        container = av.open(path)
     except FileNotFoundError:
         raise CorruptSample(path, "no such file") from None
-    except av.error.FFmpegError as error:
-        raise CorruptSample(path, f"cannot be decoded: {error.strerror}") from error
+    except (av.error.FFmpegError, OSError) as error:
+        raise CorruptSample(path, f"is no video, or cut off before its header ({error.strerror})") from error
+    with container:
+        if not container.streams.video:
+            raise CorruptSample(path, "holds no video stream")
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"  # workers are the parallelism
+        try:
+            yield container, stream
+        except av.error.FFmpegError as error:
+            raise CorruptSample(path, f"cannot be decoded: {error.strerror}") from error
+
+
+class _Packet(NamedTuple):
+    shown: int | None  # presentation time stamp
+    seek: int | None  # the time stamp that the container's index knows it by
+    keyframe: bool
 
 
 def _scan_file(path: str) -> VideoInfo:
     with _opened(path) as (container, stream):
-        packets: list[tuple[int | None, int | None, bool]] = []
+        matroska = container.format.name == "matroska,webm"  # its index is in order of presentation
+        packets: list[_Packet] = []
         for packet in container.demux(stream):
             if packet.is_corrupt:
                 raise CorruptSample(path, f"is cut off or damaged at packet {len(packets)}")
             if packet.size and not packet.is_discard:  # discarded: outside of the edit list, never shown
-                packets.append((packet.pts, packet.dts, packet.is_keyframe))
+                packets.append(_Packet(packet.pts, packet.pts if matroska else packet.dts, packet.is_keyframe))
         if not packets:
             raise CorruptSample(path, "holds no frames")
-        timed = _timing(packets) if stream.codec_context.name != "vp8" else None  # vp8 has packets that show nothing
-        container.seek(min((dts for _, dts, _ in packets if dts is not None), default=0), stream=stream)
+        # a packet of vp8 may show nothing
+        countable = container.format.name in INDEXED and stream.codec_context.name != "vp8"
+        container.seek(min((packet.seek for packet in packets if packet.seek is not None), default=0), stream=stream)
         first = _to_rgb(path, next(container.decode(stream)), VideoReformatter())
-        info = VideoInfo(
-            frames=len(packets),
-            height=first.shape[0],
-            width=first.shape[1],
-            tick=float(stream.time_base or 0),
-        )
-        if timed is not None:
-            return info._replace(start=timed[0], gaps=timed[1], keyframes=timed[2])
+        info = VideoInfo(len(packets), first.shape[0], first.shape[1], tick=float(stream.time_base or 0))
+    timed = _timed(info, packets) if countable else None
+    if timed is not None:
+        return timed
     with _opened(path) as (container, stream):
         return info._replace(frames=sum(1 for _ in container.decode(stream)))
 
 
-def _timing(
-    packets: list[tuple[int | None, int | None, bool]],
-) -> tuple[int, tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]] | None:
-    """Start, gaps and keyframes of packets in decoding order; None if their time stamps do not order the frames."""
-    shown = sorted((pts, dts, key) for pts, dts, key in packets if pts is not None and dts is not None)
-    times = [pts for pts, _, _ in shown]
-    if len(shown) < len(packets) or len(set(times)) < len(times):
+def _timed(info: VideoInfo, packets: list[_Packet]) -> VideoInfo | None:
+    """Start, gaps and keyframes put in; None if the time stamps do not tell the frames apart."""
+    times = sorted(packet.shown for packet in packets if packet.shown is not None)
+    if len(set(times)) < len(packets):
         return None
-    gaps: list[tuple[int, int]] = []
-    for before, after in pairwise(times):
-        if gaps and gaps[-1][1] == after - before:
-            gaps[-1] = (gaps[-1][0] + 1, after - before)
-        else:
-            gaps.append((1, after - before))
-    keyframes = tuple((index, dts) for index, (_, dts, key) in enumerate(shown) if key)
-    return times[0], tuple(gaps), keyframes
+    gaps = [(len(list(run)), gap) for gap, run in groupby(after - before for before, after in pairwise(times))]
+    keyframes = sorted(
+        (bisect_left(times, packet.shown), packet.seek)
+        for packet in packets
+        if packet.keyframe and packet.shown is not None and packet.seek is not None
+    )
+    return info._replace(start=times[0], gaps=tuple(gaps), keyframes=tuple(keyframes))
 
 
 def _seek_and_decode(path: str, wanted: list[int], info: VideoInfo) -> list[np.ndarray]:
@@ -223,9 +229,11 @@ def _seek_and_decode(path: str, wanted: list[int], info: VideoInfo) -> list[np.n
 def _decode_from(
     container: InputContainer, stream: VideoStream, timestamp: int, times: np.ndarray
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Frames with their indices, from the keyframe with this decoding time stamp (or an earlier one) on."""
+    """Frames with their indices, from the keyframe with this time stamp (or an earlier one) on."""
     container.seek(timestamp, stream=stream)
     for frame in container.decode(stream):
+        if frame.pts is None:
+            continue
         index = int(np.searchsorted(times, frame.pts))
         if index < len(times) and times[index] == frame.pts:
             yield index, frame

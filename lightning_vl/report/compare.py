@@ -119,18 +119,19 @@ def main(argv: Sequence[str]) -> int:
         )
     costs = read_costs(sweep, sweep_folder(sweep)) if sweep else {}
     comparison = compare(runs, left_out, sweep, costs, arguments.metric)
+    # Written before anything is printed: `compare ... | head` must not lose them.
+    paths = write(comparison, arguments.out) if arguments.out else []
     if arguments.json:
         json.dump(as_json(comparison), sys.stdout, indent=2, allow_nan=False)
         print()
-        for line in [*comparison.warnings, *map(str, left_out)]:
+        for line in [*comparison.warnings, *map(str, [*left_out, *paths])]:
             print(line, file=sys.stderr)
     else:
         from rich.console import Console
 
         print_table(comparison, Console())
-    if arguments.out:
-        for path in write(comparison, arguments.out):
-            print(path, file=sys.stderr if arguments.json else sys.stdout)
+        for path in paths:
+            print(path)
     return 0
 
 
@@ -142,9 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN_OR_FOLDER", help="a run folder, or a folder of run folders")
-    parser.add_argument(
-        "--json", action="store_true", help="print a list of objects, one an experiment, and nothing else"
-    )
+    parser.add_argument("--json", action="store_true", help="print a list of objects, one an experiment")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="write table.csv, table.md, figure.png and index.html there"
     )
@@ -180,12 +179,10 @@ def _controls(
             warnings.append(
                 f"{name} has several runs of seed {', '.join(map(str, repeated))}: they are not independent"
             )
-    reference, *others = configs
-    between = dict.fromkeys(key for other in others for key in undeclared(configs[reference][0], configs[other][0]))
+    reference, *rest = [of_runs[0] for of_runs in configs.values()]
+    between = dict.fromkeys(key for config in rest for key in undeclared(reference, config))
     declared = sweep.differ_only_in if sweep else []
-    undeclared_keys = dict.fromkeys(
-        key for other in others for key in undeclared(configs[reference][0], configs[other][0], declared)
-    )
+    undeclared_keys = dict.fromkeys(key for config in rest for key in undeclared(reference, config, declared))
     if undeclared_keys:
         source = f"{sweep.name} declares" if sweep else "is declared (no --sweep file)"
         warnings.append(f"the experiments differ in more than {source}: {_listed(undeclared_keys)}")

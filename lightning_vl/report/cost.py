@@ -1,10 +1,10 @@
 """What a network costs: parameters, operations, time and memory of one forward.
 
-Operations are counted on the meta device, where tensors have shapes and no values, with torch's FlopCounterMode: it sees
-every operation that the modules as built dispatch. Two countings stand side by side:
+Operations are counted on the meta device, where tensors have shapes and no values, with torch's FlopCounterMode: it
+sees every operation that the modules as built dispatch. Two countings stand side by side:
 
 - *pure*: the multiply-adds of matrix products and convolutions, nothing else. ``gflops`` is twice ``gmacs``.
-- *the paper's* (ViViT, Table 2): the "flops" of XLA's cost analysis, halved. A multiply-add is 1, and every element-wise
+- *the paper's* (ViViT, Table 2): the "flops" of XLA's cost analysis, halved. A multiply-add is 1, and an element-wise
   addition or multiplication is half of one; exp, tanh, rsqrt and the like are not counted. :data:`ELEMENTWISE` has the
   number of operations of each kind, as the JAX formulas of the official code (flax) spell them out.
 """
@@ -110,8 +110,8 @@ def _gelu(x: Shape, approximate: str = "none", **kwargs: Any) -> int:
 def _layer_norm(
     x: Shape, normalized_shape: Shape, weight: Shape | None, bias: Shape | None, *args: Any, **kwargs: Any
 ) -> int:
-    # Over a row of d: sum d - 1, squares d, their sum d - 1, x - mean d, rsqrt(..) * scale d, product d, bias d; and once
-    # a row: two divisions, square of the mean, variance, its maximum with 0, eps. Together 7 d + 4.
+    # Over a row of d: sum d - 1, squares d, their sum d - 1, x - mean d, rsqrt(..) * scale d, product d, bias d; and
+    # once a row: two divisions, square of the mean, variance, its maximum with 0, eps. Together 7 d + 4.
     rows = prod(x) // prod(normalized_shape)
     return (5 + (weight is not None) + (bias is not None)) * prod(x) + 4 * rows
 
@@ -252,7 +252,7 @@ class _LiveTensors(TorchDispatchMode):
     """Adds up the storages alive at once: those given and those that operations return, each until it is freed."""
 
     def __init__(self, held: Sequence[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in held}
         self._seen = set(storages)
         self.live_bytes = self.peak_bytes = sum(storage.nbytes() for storage in storages.values())

@@ -94,9 +94,13 @@ def read_sweep(path: str | Path) -> Sweep:
     for file in [*sweep.experiments, *sweep.cost.values()]:
         if not Path(file).is_file():
             raise UserError(f"{path}: {file} does not exist", "Paths are relative to the working directory")
-    named = {"labels": sweep.labels, "cost": sweep.cost, "paper.rows": sweep.paper.rows if sweep.paper else {}}
+    named = {
+        "labels": [*sweep.labels],
+        "cost": [*sweep.cost],
+        "paper.rows": [*(sweep.paper.rows if sweep.paper else [])],
+    }
     if sweep.runtime_baseline:
-        named["runtime_baseline"] = {sweep.runtime_baseline: ""}
+        named["runtime_baseline"] = [sweep.runtime_baseline]
     for key, experiments in named.items():
         for experiment in experiments:
             if experiment not in sweep.names:
@@ -121,7 +125,7 @@ def check_family(files: Sequence[str | Path], differ_only_in: Sequence[str]) -> 
         if keys:
             raise UserError(
                 f"{other} differs from {first} in {', '.join(keys)}",
-                f"Make them equal, or declare the key in differ_only_in (now: {', '.join(differ_only_in) or 'nothing'})",
+                f"Make them equal, or declare the key in differ_only_in: {', '.join(differ_only_in) or 'it is empty'}",
             )
 
 
@@ -132,16 +136,12 @@ def undeclared(one: Any, other: Any, differ_only_in: Sequence[str] = ()) -> list
 
 
 def differences(one: Any, other: Any, prefix: str = "") -> list[str]:
-    """The dotted keys in which two configurations differ.
-
-    Where two objects are of different classes only the object's key is given, not each of its arguments.
-    """
+    """The dotted keys in which two configurations differ; a key that one of them lacks counts as null there."""
     if one == other:
         return []
-    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+    if not isinstance(one, Mapping | None) or not isinstance(other, Mapping | None):
         return [prefix]
-    if one.get("class_path") != other.get("class_path"):
-        return [prefix]
+    one, other = one or {}, other or {}
     dot = f"{prefix}." if prefix else ""
     keys = dict.fromkeys([*one, *other])
     return [found for key in keys for found in differences(one.get(key), other.get(key), f"{dot}{key}")]
@@ -177,7 +177,7 @@ def _check_paper(path: Path, paper: Paper) -> None:
 
 
 def _typed(kind: Any, value: Any, where: str) -> Any:
-    """Check a parsed YAML value against a type: a dataclass, list[..], dict[str, ..], a union with None, or a scalar."""
+    """Check a YAML value against a type: a dataclass, list[..], dict[str, ..], a union with None, or a scalar."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         present = [argument for argument in arguments if argument is not types.NoneType]
@@ -192,7 +192,9 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
             optional = item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
             if item.name not in value and not optional:
                 raise UserError(f"{where}: {item.name!r} is missing", f"Add the key {item.name!r}")
-        return kind(**{key: _typed(hints[key], inner, f"{where}: {key}") for key, inner in value.items()})
+        return typing.cast(type, kind)(
+            **{key: _typed(hints[key], inner, f"{where}: {key}") for key, inner in value.items()}
+        )
     if origin is list:
         _expect(value, list, where, "a list")
         return [_typed(arguments[0], inner, f"{where}: item {number}") for number, inner in enumerate(value, 1)]

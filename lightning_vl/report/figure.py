@@ -20,6 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#0
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 GREY = "#555555"
 NEAR = 9  # points between a marker and its label
+ANCHORS = {"left": (0.0, 0.5), "right": (1.0, 0.5), "center": (0.5, 0.5)}  # where a line leaves a label
 LOG_FROM = 10.0  # compute that spans more than this factor is drawn on a logarithmic axis
 
 
@@ -48,7 +49,7 @@ def accuracy_over_compute(comparison: Comparison, titled: bool = True) -> Figure
         for row in rows
     ]
     paper = _paper_points(comparison)
-    figure = Figure(figsize=(11.5 if paper else 7.0, 4.6), layout="constrained")
+    figure = _figure(11.5 if paper else 7.0, 4.6)
     axes = figure.subplots(1, 2 if paper else 1, squeeze=False)[0]
     data = sorted({str((run.results.get("data") or {}).get("name", "")) for row in rows for run in row.runs} - {""})
     counts = sorted({len(row.runs) for row in rows})
@@ -89,7 +90,7 @@ def curves(comparison: Comparison) -> Figure | None:
     panels = [name for name in wanted if any(name in curve for runs in logged.values() for curve in runs)]
     if not panels:
         return None
-    figure = Figure(figsize=(6.6 * len(panels), 4.4), layout="constrained")
+    figure = _figure(6.6 * len(panels), 4.4)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     ends = [_curves_panel(panel, name, logged) for panel, name in zip(axes, panels, strict=True)]
     figure.supxlabel(
@@ -120,6 +121,13 @@ class _Point:
         self.x, self.y, self.spread, self.label = x, y, spread, label
         self.colour = COLOURS[style % len(COLOURS)]
         self.marker = MARKERS[style % len(MARKERS)]
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure of so many inches with a canvas of its own, which pyplot knows nothing of."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _compute(row: Row) -> float | None:
@@ -165,7 +173,7 @@ def _scatter(axes: Axes, points: Sequence[_Point], title: str, x: str, y: str) -
 def _direct_labels(axes: Axes, points: Sequence[_Point]) -> None:
     """Writes each label at the nearest free place around its marker, with a thin line to it where that is not close."""
     figure = axes.figure
-    renderer = FigureCanvasAgg(figure).get_renderer()
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     frame = axes.get_window_extent(renderer)
     unit = figure.dpi / 72  # pixels of a point
     taken = []
@@ -198,7 +206,14 @@ def _direct_labels(axes: Axes, points: Sequence[_Point]) -> None:
             fontsize=10,
             va="center",
             ha=side,
-            arrowprops={"arrowstyle": "-", "color": point.colour, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}
+            arrowprops={
+                "arrowstyle": "-",
+                "color": point.colour,
+                "linewidth": 0.7,
+                "shrinkA": 1,
+                "shrinkB": 4,
+                "relpos": ANCHORS[side],
+            }
             if far
             else None,
         )
@@ -254,8 +269,8 @@ def _end_labels(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
         return
     order = sorted(ends, key=lambda end: end[1])
     wanted = [float(axes.transData.transform((x, y))[1]) for x, y, _, _ in order]
-    frame = axes.get_window_extent()
-    placed = apart(wanted, gap=13 * axes.figure.dpi / 72, low=frame.y0, high=frame.y1)
+    frame, gap = axes.get_window_extent(), 13 * axes.figure.dpi / 72
+    placed = apart(wanted, gap, low=frame.y0 + gap / 2, high=frame.y1 - gap / 2)
     inverse = axes.transData.inverted()
     right = max(x for x, _, _, _ in ends)
     for (x, y, label, colour), position in zip(order, placed, strict=True):
@@ -268,12 +283,19 @@ def _end_labels(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
             fontsize=9,
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 1},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.6,
+                "shrinkA": 1,
+                "shrinkB": 1,
+                "relpos": ANCHORS["left"],
+            },
         )
 
 
 def apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """The positions nearest to ascending wanted ones that keep a gap between neighbours, within low and high if they fit.
+    """The positions nearest to ascending wanted ones that keep a gap, within low and high if they fit.
 
     Positions that would collide form a pile around the mean of what they want (isotonic regression).
     """

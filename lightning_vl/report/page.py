@@ -33,7 +33,7 @@ def render(comparison: Comparison) -> str:
         metrics=[
             (
                 heading(name),
-                [mean_and_spread(row.metrics[name], name) if name in row.metrics else "–" for row in comparison.rows],
+                [mean_and_spread(row.metrics[name], name) if name in row.metrics else "-" for row in comparison.rows],
             )
             for name in metrics
         ],
@@ -52,7 +52,7 @@ def _expected(item: Expectation, metrics: dict[str, Any]) -> dict[str, str]:
         "metric": heading(item.metric),
         "kind": item.kind,
         "expected": f"{scale * item.value:.{digits}f} ± {scale * item.tolerance:.{digits}f}",
-        "measured": mean_and_spread(metrics[item.metric], item.metric) if item.metric in metrics else "–",
+        "measured": mean_and_spread(metrics[item.metric], item.metric) if item.metric in metrics else "-",
         "met": f"{item.met} of {item.runs} runs",
         "source": item.source,
     }
@@ -67,13 +67,13 @@ def _run(run: Any, metric: str | None) -> dict[str, str]:
         "experiment": run.experiment,
         "id": run.id,
         "seed": str(run.seed),
-        "value": "–" if value is None or metric is None else f"{(100 if is_share(metric) else 1) * value:.3g}",
-        "steps": str(results.get("steps", "–")),
-        "minutes": "–" if hours is None else f"{60 * hours:.1f}",
-        "precision": str(results.get("precision", "–")),
-        "device": str(results.get("device", "–")),
-        "commit": str(git.get("commit") or "–")[:8] + (" + changes" if git.get("dirty") else ""),
-        "finished": str(results.get("finished", "–")),
+        "value": "-" if value is None or metric is None else f"{(100 if is_share(metric) else 1) * value:.3g}",
+        "steps": str(results.get("steps", "-")),
+        "minutes": "-" if hours is None else f"{60 * hours:.1f}",
+        "precision": str(results.get("precision", "-")),
+        "device": str(results.get("device", "-")),
+        "commit": str(git.get("commit") or "-")[:8] + (" + changes" if git.get("dirty") else ""),
+        "finished": str(results.get("finished", "-")),
         "folder": run.folder.as_posix(),
     }
 

@@ -14,6 +14,8 @@ from lightning_vl.report.family import nearest
 if TYPE_CHECKING:
     import torch
 
+MEASURED = ("latency_ms", "runtime_ratio", "peak_memory_gib", "runs", "batch_size", "device", "precision")
+
 
 def profile(
     files: Sequence[str],
@@ -117,40 +119,41 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    from lightning_vl.report.table import quantity, ratio
+    from lightning_vl.report.table import Group, print_groups, quantity, ratio
 
-    timed = rows[0]["latency_ms"] is not None
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("\nexperiment", overflow="fold")
-    headings = ["params\n(1e6)", "MACs\n(1e9)", "FLOPs\n(1e9)", "paper's\n(1e9)"]
-    headings += ["latency\n(ms)", "runtime\n(ratio)", "memory\n(GiB)"] if timed else []
-    for text in headings:
-        table.add_column(text, justify="right", no_wrap=True)
-    for row in rows:
-        cells = [quantity(row["parameters"] / 1e6, 5)]
-        cells += [quantity(row[key]) for key in ("gmacs", "gflops", "paper_gflops")]
-        if timed:
-            cells += [quantity(row["latency_ms"]), ratio(row["runtime_ratio"]), quantity(row["peak_memory_gib"], 3)]
-        table.add_row(row["experiment"], *cells)
-    console = Console()
-    console.print(table, "")
+    def column(key: str, scale: float = 1) -> list[str]:
+        return [quantity(row[key] / scale if row[key] is not None else None) for row in rows]
+
+    counted = {
+        "params\n(1e6)": column("parameters", 1e6),
+        "MACs\n(1e9)": column("gmacs"),
+        "FLOPs\n(1e9)": column("gflops"),
+        "paper's\nFLOPs (1e9)": column("paper_gflops"),
+    }
+    shown = [Group("counted", counted)]
     notes = [
-        "One forward of one sample. MACs: multiply-adds of matrix products and convolutions; FLOPs: twice that. paper's: as "
-        "ViViT's Table 2 counts, MACs and half of all element-wise operations."
+        "One forward of one sample. MACs: multiply-adds of matrix products and convolutions. FLOPs: twice that. Paper's "
+        "FLOPs: as in ViViT's Table 2, MACs and half of all element-wise operations."
     ]
-    if timed:
-        first = rows[0]
+    first = rows[0]
+    if first["latency_ms"] is not None:
+        measured = {
+            "latency\n(ms)": column("latency_ms"),
+            "runtime\n(ratio)": [ratio(row["runtime_ratio"]) for row in rows],
+            "memory\n(GiB)": column("peak_memory_gib"),
+        }
+        shown.append(Group("measured", measured))
         counts = sorted({row["runs"] for row in rows})
         runs = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         notes.append(
-            f"Latency: median of {runs} forwards of batch {first['batch_size']}, {first['precision']}, {first['device']}. "
-            "Memory: most held at once in it, parameters included."
+            f"Latency: median of {runs} forwards of batch {first['batch_size']}, {first['precision']}, "
+            f"{first['device']}. Memory: most held at once in it, parameters included."
         )
+    console = Console()
+    print_groups([row["experiment"] for row in rows], shown, console)
     for note in notes:
         console.print(Text(note, style="dim"))
 
@@ -163,17 +166,11 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="an experiment's YAML file")
-    parser.add_argument(
-        "--json", action="store_true", help="print a list of objects, one an experiment, and nothing else"
-    )
-    parser.add_argument(
-        "--no-latency", dest="latency", action="store_false", help="count only: takes seconds at any size"
-    )
+    parser.add_argument("--json", action="store_true", help="print a list of objects, one an experiment")
+    parser.add_argument("--no-latency", dest="latency", action="store_false", help="count only, in seconds at any size")
     parser.add_argument("--batch-size", type=_positive, default=1, help="samples in the timed forward (default: 1)")
     parser.add_argument("--device", default="auto", help="of the timed forward: auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument(
-        "--precision", choices=("fp32", "bf16"), default="fp32", help="of the timed forward (default: fp32)"
-    )
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
     parser.add_argument("--runs", type=_positive, help="timed forwards (default: what fits 10 s, at least 3)")
     parser.add_argument("--baseline", metavar="NAME", help="experiment whose runtime is 1 (default: the first)")
     return parser

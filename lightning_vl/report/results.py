@@ -1,7 +1,8 @@
 """Finished runs on disk, read without torch.
 
-A run folder is ``runs/<experiment>/<id>/`` with ``config.yaml`` (resolved), ``metrics.jsonl`` (append-only) and, once the
-run has ended, ``results.json``. A run that has not ended, or whose files cannot be read, is named in one line and left out.
+A run folder is ``runs/<experiment>/<id>/`` with ``config.yaml`` (resolved), ``metrics.jsonl`` (append-only) and, once
+the run has ended, ``results.json``. A run that has not ended, or whose files cannot be read, is named in one line and
+left out.
 """
 
 import json
@@ -92,13 +93,17 @@ def find_runs(places: Iterable[str | Path]) -> tuple[list[Run], list[LeftOut]]:
 
 def read_run(folder: Path) -> Run | LeftOut:
     """Read one run folder."""
-    path = folder / "results.json"
+    return parse_results(folder / "results.json", folder)
+
+
+def parse_results(path: Path, folder: Path) -> Run | LeftOut:
+    """Read the record of a run, wherever it lies."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return LeftOut(folder, "not finished (no results.json)")
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        return LeftOut(folder, f"results.json cannot be read ({error})")
+        return LeftOut(folder, f"{path.name} cannot be read ({error})")
     problem = _problem(results)
     if problem:
         return LeftOut(folder, problem)

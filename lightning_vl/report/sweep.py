@@ -1,7 +1,7 @@
 """``python -m lightning_vl sweep``: run a family of experiments over seeds, then print and draw its table.
 
-Every run is a process of its own, ``fit`` with a fixed run id: a sweep that was stopped goes on where it was when the same
-command is given again. Nothing here needs torch until all runs are done and costs are measured.
+Every run is a process of its own, ``fit`` with a fixed run id: a sweep that was stopped goes on where it was when the
+same command is given again. Nothing here needs torch until all runs are done and costs are measured.
 """
 
 import argparse
@@ -158,9 +158,10 @@ def _run_all(sweep: Sweep, todo: Sequence[Task], jobs: int) -> list[tuple[Task, 
                 reason = _outcome(task, process.returncode)
                 if reason:
                     failed.append((task, reason))
+                outcome = reason or _result(sweep, task)
                 left = (len(waiting) + len(running)) * sum(seconds) / len(seconds) / jobs
                 _say(
-                    f"[{number}/{len(todo)}] {task.name}: {reason or _result(sweep, task)} after {_minutes(seconds[-1])}"
+                    f"[{number}/{len(todo)}] {task.name}: {outcome} after {_minutes(seconds[-1])}"
                     + (f", about {_minutes(left)} left" if left else "")
                 )
     except (KeyboardInterrupt, SystemExit):
@@ -192,9 +193,7 @@ def _stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
     for process in processes:
         process.send_signal(signal.SIGINT)
     if processes:
-        _say(
-            f"stopping: waiting for the checkpoint{'s' * (len(processes) > 1)} (Ctrl-C again to lose the steps since the last)"
-        )
+        _say("stopping: the runs write their checkpoints (Ctrl-C again loses the steps since their last ones)")
     try:
         for process in processes:
             process.wait()
@@ -245,9 +244,7 @@ def _measure_costs(sweep: Sweep) -> list[str]:
     kept = _read_json(path)
     if all(kept.get(key) == value for key, value in kept_under.items()) and "experiments" in kept:
         return []
-    _say(
-        f"measuring the cost of {len(files)} networks on {kept_under['device']}; at the paper's size this takes minutes"
-    )
+    _say(f"measuring the cost of {len(files)} networks on {kept_under['device']}, minutes at the paper's size")
     base = sweep.runtime_baseline or sweep.names[0]
     try:
         rows = profile(files, baseline=Path(files[sweep.names.index(base)]).stem)
@@ -331,8 +328,8 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m lightning_vl sweep",
-        description="Run every experiment of a sweep file with every seed, then print and draw the table. Finished runs are "
-        "not run again; stopped ones go on.",
+        description="Run every experiment of a sweep file with every seed, then print and draw the table. Finished runs "
+        "are not run again; stopped ones go on.",
         epilog="example: python -m lightning_vl sweep experiments/sweeps/vivit_variants.yaml --dry-run",
         allow_abbrev=False,
     )

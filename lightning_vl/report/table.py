@@ -1,8 +1,8 @@
 """Runs to rows: mean and spread over seeds, what is best, and the table as text, CSV, Markdown and JSON.
 
-Spread is the sample standard deviation over the runs of one experiment (n - 1 in the denominator). The best row is marked
-only where the spread allows: it and every other row have at least :data:`SEEDS_TO_MARK` runs, and its interval mean +-
-spread meets no other row's.
+Spread is the sample standard deviation over the runs of one experiment (n - 1 in the denominator). The best row is
+marked only where the spread allows: it and every other row have at least :data:`SEEDS_TO_MARK` runs, and its interval
+mean +- spread meets no other row's.
 """
 
 import csv
@@ -18,7 +18,7 @@ from lightning_vl.report.family import Sweep
 from lightning_vl.report.results import LeftOut, Run
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
 
 SEEDS_TO_MARK = 3
 GUTTER = 3  # between groups on a terminal
@@ -194,7 +194,7 @@ def mean_and_spread(summary: Summary, metric: str) -> str:
 def quantity(value: float | None, digits: int = 4) -> str:
     """A number with so many significant digits and no exponent; a dash for None."""
     if value is None:
-        return "–"
+        return "-"
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
@@ -224,7 +224,7 @@ def groups(comparison: Comparison) -> list[Group]:
     for metric in _shown_metrics(comparison):
         name, _, unit = heading(metric).rpartition(" ") if is_share(metric) else (metric, "", "")
         ours[f"{name}\n{unit}"] = [
-            (mean_and_spread(row.metrics[metric], metric) if metric in row.metrics else "–")
+            (mean_and_spread(row.metrics[metric], metric) if metric in row.metrics else "-")
             + (" *" if row.best and metric == comparison.metric else "")
             for row in rows
         ]
@@ -253,24 +253,25 @@ def notes(comparison: Comparison) -> list[str]:
     ]
     if comparison.metric:
         better = "lowest" if lower_is_better(comparison.metric) else "highest"
-        rule = f"* {better} {comparison.metric}, marked where mean ± spread meets no other row's (at least {SEEDS_TO_MARK} runs each)"
+        rule = f"* {better} {comparison.metric}, marked where mean ± spread meets no other row's"
+        rule += f" (at least {SEEDS_TO_MARK} runs each)"
         lines.append(rule + ("." if any(row.best for row in rows) else ": no row stands out."))
     costs = [row.cost for row in rows if row.cost]
     if costs:
         first = costs[0]
         lines.append(
-            "Cost of one forward of the experiment files of the paper's size: MACs of products and convolutions; FLOPs as the "
-            "paper counts them, element-wise operations at half weight."
+            "Cost of one forward of the experiment files of the paper's size: MACs of products and convolutions; FLOPs as "
+            "the paper counts them, element-wise operations at half weight."
         )
         if first.get("latency_ms") is not None:
             base = next((cost["experiment"] for cost in costs if cost.get("runtime_ratio") == 1), None)
             lines.append(
-                f"Runtime over that of {base}, median, batch {first['batch_size']}, {first['precision']}, {first['device']}."
+                f"Runtime over that of {base}: median, batch {first['batch_size']}, {first['precision']}, "
+                f"{first['device']}."
             )
     if sweep and sweep.paper:
-        lines.append(
-            f"Paper: {sweep.paper.source}, as printed, on the paper's data. Measured accuracy is not comparable with it."
-        )
+        apart = "; the measured accuracy is of neither" if sweep.cost else ""
+        lines.append(f"Paper: {sweep.paper.source}, as printed, on the paper's data and at its size{apart}.")
     return lines
 
 
@@ -287,7 +288,7 @@ def _expected_cell(row: Row, metric: str | None) -> str:
             scale, digits = (100, 1) if is_share(item.metric) else (1, 3)
             span = f"{scale * item.value:.{digits}f} ± {scale * item.tolerance:.{digits}f}"
             return f"{span} ({item.met}/{item.runs})"
-    return "–"
+    return "-"
 
 
 def _millions(value: float | None) -> float | None:
@@ -296,12 +297,12 @@ def _millions(value: float | None) -> float | None:
 
 def _cost_columns(rows: Sequence[Row]) -> dict[str, list[str]]:
     def column(make: Callable[[Mapping[str, Any]], str]) -> list[str]:
-        return [make(row.cost) if row.cost else "–" for row in rows]
+        return [make(row.cost) if row.cost else "-" for row in rows]
 
     columns = {
         "params\n(1e6)": column(lambda cost: f"{cost['parameters'] / 1e6:.1f}"),
         "MACs\n(1e9)": column(lambda cost: quantity(cost["gmacs"])),
-        "paper's FLOPs\n(1e9)": column(lambda cost: quantity(cost["paper_gflops"])),
+        "paper's\nFLOPs (1e9)": column(lambda cost: quantity(cost["paper_gflops"])),
     }
     if any(row.cost and row.cost.get("runtime_ratio") is not None for row in rows):
         columns["runtime\n(ratio)"] = column(lambda cost: ratio(cost.get("runtime_ratio")))
@@ -317,7 +318,7 @@ def _paper_columns(sweep: Sweep, rows: Sequence[Row]) -> dict[str, list[str]]:
         values = [(row.paper or {}).get(key) for row in rows]
         decimals = max((len(f"{value:g}".partition(".")[2]) for value in values if value is not None), default=0)
         columns[f"{name}\n({unit}" if unit else title] = [
-            "–" if value is None else f"{value:.{decimals}f}" for value in values
+            "-" if value is None else f"{value:.{decimals}f}" for value in values
         ]
         if key == paper.runtime:
             columns["runtime\n(ratio)"] = [ratio(paper_runtime_ratio(sweep, row)) for row in rows]
@@ -336,7 +337,7 @@ def paper_runtime_ratio(sweep: Sweep, row: Row) -> float | None:
 
 def ratio(value: float | None) -> str:
     """A ratio to two decimals; a dash for None."""
-    return "–" if value is None else f"{value:.2f}"
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _expectations(runs: Sequence[Run]) -> Iterable[Expectation]:
@@ -447,36 +448,12 @@ def markdown_row(cells: Sequence[str]) -> str:
 
 
 def print_table(comparison: Comparison, console: "Console") -> None:
-    """The table on a terminal: groups side by side where they fit, else one under the other."""
-    from rich.table import Table
+    """The table with notes and warnings on a terminal."""
     from rich.text import Text
 
-    def width(renderable: "RenderableType") -> int:
-        return console.measure(renderable, options=console.options.update(width=10_000)).maximum
-
-    console.print(Text(comparison.title, style="bold"))
-    console.print()
-    shown = groups(comparison)
-    together = [_terminal_table(comparison, group, labels=number == 0) for number, group in enumerate(shown)]
-    if sum(map(width, together)) + GUTTER * (len(together) - 1) <= console.width:
-        line = Table.grid(padding=(0, GUTTER))
-        line.add_row(*together)
-        console.print(line, "")
-    else:
-        for group in shown:
-            # As many columns at a time as fit, each time beside the labels.
-            parts: list[dict[str, list[str]]] = [{}]
-            for column, cells in group.columns.items():
-                wider = {**parts[-1], column: cells}
-                if (
-                    parts[-1]
-                    and width(_terminal_table(comparison, Group(group.title, wider), labels=True)) > console.width
-                ):
-                    parts.append({column: cells})
-                else:
-                    parts[-1] = wider
-            for part in parts:
-                console.print(_terminal_table(comparison, Group(group.title, part), labels=True), "")
+    console.print(Text(comparison.title, style="bold"), end="\n\n")
+    labels = [row.label for row in comparison.rows]
+    print_groups(labels, groups(comparison), console, bold=[row.best for row in comparison.rows])
     for note in notes(comparison):
         console.print(Text(note, style="dim"))
     for warning in comparison.warnings:
@@ -487,28 +464,44 @@ def print_table(comparison: Comparison, console: "Console") -> None:
         console.print(Text(f"left out: {len(comparison.left_out) - LEFT_OUT_LINES} more run folders", style="yellow"))
 
 
-def _terminal_table(comparison: Comparison, group: Group, labels: bool) -> "RenderableType":
+def print_groups(labels: Sequence[str], shown: Sequence[Group], console: "Console", bold: Sequence[bool] = ()) -> None:
+    """Groups side by side where the terminal is wide enough, else one under the other, each with the labels."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title=group.title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
-    )
-    if labels:
-        table.add_column("\nexperiment", no_wrap=True)
-    for column in group.columns:
-        table.add_column(column if "\n" in column else f"{column}\n", justify="right", no_wrap=True)
-    for number, row in enumerate(comparison.rows):
-        cells = [row.label] if labels else []
-        cells += [values[number] for values in group.columns.values()]
-        table.add_row(*[Text(cell) for cell in cells], style="bold" if row.best else None)
-    return table
+    def make(title: str, columns: Mapping[str, list[str]], labelled: bool = True) -> Table:
+        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.show_edge = False
+        if labelled:
+            table.add_column("\nexperiment", no_wrap=True)
+        for column in columns:
+            table.add_column(column if "\n" in column else f"{column}\n", justify="right", no_wrap=True)
+        for number, label in enumerate(labels):
+            cells = [label] * labelled + [cells[number] for cells in columns.values()]
+            table.add_row(*map(Text, cells), style="bold" if bold and bold[number] else None)
+        return table
+
+    def width(table: Table) -> int:
+        return console.measure(table, options=console.options.update(width=10_000)).maximum
+
+    together = [make(group.title, group.columns, labelled=number == 0) for number, group in enumerate(shown)]
+    if sum(map(width, together)) + GUTTER * (len(together) - 1) <= console.width:
+        line = Table.grid(padding=(0, GUTTER))
+        line.add_row(*together)
+        console.print(line)
+        console.print()
+        return
+    for group in shown:
+        part: dict[str, list[str]] = {}
+        for column, cells in group.columns.items():
+            if part and width(make(group.title, {**part, column: cells})) > console.width:
+                console.print(make(group.title, part))
+                console.print()
+                part = {}
+            part[column] = cells
+        console.print(make(group.title, part))
+        console.print()
 
 
 def _finite(value: float | None) -> float | None:

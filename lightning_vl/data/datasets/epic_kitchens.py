@@ -53,7 +53,7 @@ class EpicKitchens(ListedVideos):
         self.verbs = verbs
 
     @cached_property
-    def heads(self) -> dict[str, list[str]]:  # type: ignore[override]
+    def heads(self) -> dict[str, list[str]]:
         """Noun, then verb: the order of the one linear head of the released models."""
         return {
             "noun": self._names(self.noun_classes, self.nouns),
@@ -72,7 +72,7 @@ class EpicKitchens(ListedVideos):
     def entries(self, split: Split) -> list[Entry]:
         """Every action of the split's list."""
         path = os.path.join(self.root, self.lists[split])
-        return [self._entry(path, row) for row in read_table(path, COLUMNS)]
+        return [self._entry(path, row) for row in read_table(path, COLUMNS, numbers=COLUMNS[2:])]
 
     def _entry(self, path: str, row: dict[str, str]) -> Entry:
         labels = {"noun": int(row["noun_class"]), "verb": int(row["verb_class"])}

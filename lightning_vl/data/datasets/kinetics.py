@@ -11,6 +11,8 @@ from lightning_vl.errors import UserError
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 SPLITS: dict[str, Split] = {"train": "train", "val": "validation", "validate": "validation", "test": "test"}
 
+Row = tuple[str, str, tuple[float, float] | None]  # label, file, seconds of the clip where the file may be longer
+
 
 class KineticsCsv(ListedVideos):
     """Videos of a list, in one of two forms.
@@ -85,18 +87,17 @@ class KineticsCsv(ListedVideos):
     def _path(self, name: str) -> str:
         return os.path.join(self.root, name)
 
-    def _rows(self, split: Split) -> list[tuple[str, str, tuple[float, float] | None]]:
-        """Label, file and (where the file may be longer than the clip) seconds of each clip."""
+    def _rows(self, split: Split) -> list[Row]:
         path = self._path(self.lists[split])
         with open_list(path) as file:
             header = file.readline()
         return self._kinetics_rows(path, split) if "youtube_id" in header else _path_and_label_rows(path)
 
-    def _kinetics_rows(self, path: str, split: Split) -> list[tuple[str, str, tuple[float, float] | None]]:
-        rows = read_table(path, COLUMNS)
+    def _kinetics_rows(self, path: str, split: Split) -> list[Row]:
+        rows = read_table(path, COLUMNS, numbers=COLUMNS[2:])
         if len({row.get("split") for row in rows}) > 1:
             rows = [row for row in rows if SPLITS.get(row["split"]) == split]
-        listed: list[tuple[str, str, tuple[float, float] | None]] = []
+        listed: list[Row] = []
         for row in rows:
             name, start, end = row["youtube_id"], float(row["time_start"]), float(row["time_end"])
             cut = self._videos.get(f"{name}_{int(start):06d}_{int(end):06d}")
@@ -111,8 +112,8 @@ class KineticsCsv(ListedVideos):
         return videos_by_stem(self.root)
 
 
-def _path_and_label_rows(path: str) -> list[tuple[str, str, None]]:
-    listed = []
+def _path_and_label_rows(path: str) -> list[Row]:
+    listed: list[Row] = []
     with open_list(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():

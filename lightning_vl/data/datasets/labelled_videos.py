@@ -55,8 +55,8 @@ class LabelledVideos(ListedVideos):
 
     @property
     def heads(self) -> dict[str, list[str]]:
-        """One head, named as the column of the labels."""
-        return {self.label: self._classes}
+        """One head; classes in the order of `labels`, else alphabetical."""
+        return {"class": self._classes}
 
     @cached_property
     def _videos(self) -> list[tuple[str, str, str]]:
@@ -64,6 +64,8 @@ class LabelledVideos(ListedVideos):
         path = os.path.join(self.root, self.table)
         label_of = {self._name(row[self.file]): row[self.label] for row in read_table(path, (self.file, self.label))}
         names = {video: self._name(video) for video in sorted(videos_by_stem(self.root).values())}
+        if not names:
+            raise UserError(f"{self.root} holds no videos", "give the folder of the videos as the source's root")
         unknown = [video for video, name in names.items() if name not in label_of]
         if unknown:
             raise UserError(
@@ -88,7 +90,7 @@ class LabelledVideos(ListedVideos):
             groups[label].add(name)
         split_of = seeded_split(groups, self.fractions, self.split_seed)
         return [
-            Entry(video, video, {self.label: self._classes.index(label)})
+            Entry(video, video, {"class": self._classes.index(label)})
             for video, name, label in self._videos
             if split_of[name] == split
         ]

@@ -68,19 +68,26 @@ class ListedVideos(VideoSource):
         Raises:
             UserError: no such root, an empty or wrong listing, or too many files missing or corrupt.
         """
-        if split not in self._usable:
-            if not os.path.isdir(self.root):
-                raise UserError(f"there is no folder {self.root}", "give the data's folder as the source's root")
-            self._usable[split] = self._check(split, self.entries(split))
-        return [Clip(entry.id, len(frames), entry.labels) for entry, _, frames in self._usable[split]]
+        return [Clip(entry.id, len(frames), entry.labels) for entry, _, frames in self._clips(split)]
 
     def read(self, split: Split, index: int, frames: Sequence[int]) -> np.ndarray:
         """Frames of a clip: uint8 (t, h, w, 3)."""
-        entry, info, clip = self._usable[split][index]
+        entry, info, clip = self._clips(split)[index]
         try:
             return read_frames(os.path.join(self.root, entry.file), [clip[frame] for frame in frames], info)
         except CorruptSample as error:
             raise CorruptSample(entry.id, error.reason) from error
+
+    def _clips(self, split: Split) -> list[_Usable]:
+        if split not in self._usable:
+            self.check_root()
+            self._usable[split] = self._check(split, self.entries(split))
+        return self._usable[split]
+
+    def check_root(self) -> None:
+        """Raises a UserError where there is no root."""
+        if not os.path.isdir(self.root):
+            raise UserError(f"there is no folder {self.root}", "give the data's folder as the source's root")
 
     def _check(self, split: Split, entries: list[Entry]) -> list[_Usable]:
         if not entries:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,11 +15,16 @@ from lightning_vl.data.video import VIDEO_SUFFIXES
 from lightning_vl.errors import UserError
 
 
-def read_table(path: str, columns: Sequence[str]) -> list[dict[str, str]]:
+def read_table(path: str, columns: Sequence[str], numbers: Sequence[str] = ()) -> list[dict[str, str]]:
     """The rows of a CSV file with a header, or of a JSON file that is a list of objects.
 
+    Args:
+        path: the file.
+        columns: the columns that every row must have.
+        numbers: those of them that must hold numbers.
+
     Raises:
-        UserError: no such file, or a column is missing.
+        UserError: no such file, a column is missing, or a number is none.
     """
     if path.endswith(".json"):
         rows = read_json(path)
@@ -34,6 +40,12 @@ def read_table(path: str, columns: Sequence[str]) -> list[dict[str, str]]:
                 f"row {number} of {path} has no {' and no '.join(absent)}; it has {', '.join(map(str, row))}",
                 f"give every row {', '.join(columns)}",
             )
+        for column in numbers:
+            if not re.fullmatch(r"\d+(\.\d*)?", row[column]):
+                raise UserError(
+                    f"row {number} of {path} has {row[column]!r} for {column}",
+                    f"{column} must be a number in every row",
+                )
     return rows
 
 

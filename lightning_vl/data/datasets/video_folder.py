@@ -15,8 +15,8 @@ FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "validation": ("va
 class VideoFolder(ListedVideos):
     """Videos in class folders: `<root>/<split>/<class>/<video>`, or `<root>/<class>/<video>` and a seeded split.
 
-    A video is a file, or a folder of numbered frames. The folders of the splits are `train`, `validation` (or `val`) and
-    `test`; where there is no `train`, the sub-folders of the root are the classes.
+    A video is a file, or a folder of numbered frames. The folders of the splits are `train`, `validation` (or `val`)
+    and `test`; where there is no `train`, the sub-folders of the root are the classes.
 
     Args:
         root: the folder that holds the splits or the classes.
@@ -50,6 +50,7 @@ class VideoFolder(ListedVideos):
 
     @cached_property
     def _classes(self) -> list[str]:
+        self.check_root()
         folder = self._folder("train") if self._has_split_folders else "."
         names = self._folders_in(folder)
         if not names:

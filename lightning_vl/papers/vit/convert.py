@@ -78,7 +78,7 @@ def read_weights(path: str) -> Weights:
         content: Any = load_file(file) if safe else torch.load(file, "cpu", weights_only=True)
     except UnpicklingError as error:
         raise UserError(
-            f"{path} holds more than tensors, which could run code, and was not opened",
+            f"{path} holds something else than weights, which could run code, and was not opened",
             "where you trust it, save its state_dict() as .safetensors",
         ) from error
     except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
@@ -154,7 +154,7 @@ def to_vit(weights: Weights) -> Weights:
         return weights
     raise UserError(
         f"{next(iter(weights))} and the other weights are not those of an image ViT",
-        "start from a ViT of timm, of transformers or of this package",
+        "start from a ViT of timm, of transformers or of this package (from a ViViT with VideoInitialisation)",
     )
 
 

@@ -125,7 +125,7 @@ class ImageInitialisation(Initialisation):
             unused += ("embedding.",)
         if image_name(net, "class_token") not in own:
             unused += ("class_token",)
-        report.dropped += [name for name in image if name.startswith(unused)]
+        report.dropped += sorted(name for name in image if name.startswith(unused))
         weights = {image_name(net, name): image[name] for name in image if not name.startswith(unused)}
         may_be_fresh = unused if "class_token" in image else (*unused, image_name(net, "class_token"))
         report.fresh += [name for name in own if name.startswith(may_be_fresh) or TEMPORAL.search(name)]
@@ -137,7 +137,8 @@ class ImageInitialisation(Initialisation):
         positions = image_name(net, "positions")
         if positions in weights:
             weights[positions] = self._positions(net, weights[positions], "class_token" in image, report)
-        report.loaded = [name for name in weights if name not in report.inflated + report.resized + report.tiled]
+        changed = report.inflated + report.resized + report.tiled
+        report.loaded += [name for name in own if name in weights and name not in changed]
         self._load(net, weights, report)
         return report
 
@@ -179,15 +180,17 @@ class VideoInitialisation(Initialisation):
             weights = from_transformers(weights)
         report = Report(self.path)
         own = net.state_dict()
+        if "embedding.weight" in weights and weights["embedding.weight"].ndim < net.embedding.weight.ndim:
+            raise UserError(f"{self.path} has filters for images, not for tubelets", "use ImageInitialisation for it")
         if "head.weight" in weights and weights["head.weight"].shape != own["head.weight"].shape:
-            report.dropped += [name for name in weights if name.startswith("head.")]
-            report.fresh += [name for name in own if name.startswith("head.")]
+            report.dropped += ["head.weight", "head.bias"]
+            report.fresh += ["head.weight", "head.bias"]
             weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
         for name in ("positions", "spatial_positions"):
             if name in weights and name in own and weights[name].shape[1] != own[name].shape[1]:
                 weights[name] = self._resize(net, name, weights[name])
                 report.resized.append(name)
-        report.loaded += [name for name in weights if name not in report.resized]
+        report.loaded += [name for name in own if name in weights and name not in report.resized]
         self._load(net, weights, report)
         return report
 

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Every GPU figure in one go, into results/gpu_<device>.json. Arguments go to benchmarks/vivit.py: a trial without a GPU is
+#   benchmarks/gpu.sh --device cpu --size tiny --precision fp32
+set -euo pipefail
+cd "$(dirname "$0")/.."
+name=$(python -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "none")')
+mkdir -p results
+out="results/gpu_${name//[^A-Za-z0-9]/_}.json"
+python benchmarks/vivit.py --device cuda --size paper --precision bf16 --parts peers loop models --json "$@" >"$out"
+echo "$out"

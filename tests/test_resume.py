@@ -1,0 +1,128 @@
+"""A run that is stopped and goes on is the run that was never stopped: RELIABILITY of training, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from support import ROOT, TINY, Command, command_line, environment
+
+EXPERIMENT = "experiments/vivit_fact_encoder.yaml"
+STEPS = 12
+SHORT = (
+    *TINY,
+    f"--trainer.max_steps={STEPS}",
+    "--trainer.val_check_interval=5",
+    "--trainer.log_every_n_steps=1",
+    "--checkpoint_last.every_n_train_steps=2",
+    # randomness in every step, so that a step repeated with other numbers would show
+    "--model.init_args.net.init_args.dropout=0.1",
+    "--model.init_args.net.init_args.stochastic_depth=0.1",
+)
+
+
+def rows(folder: Path) -> dict[int, dict[str, float]]:
+    """Metrics by step, the later line holding, speeds left out."""
+    merged: dict[int, dict[str, float]] = {}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        merged.setdefault(row.pop("step"), {}).update(row)
+    speeds = ("train/samples_per_second", "train/data_wait")
+    return {step: {k: v for k, v in row.items() if k not in speeds} for step, row in merged.items()}
+
+
+def same(one: object, other: object, path: str = "") -> None:
+    """Asserts bit equality of nested tensors and values."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), path  # type: ignore[arg-type]
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), path  # type: ignore[attr-defined]
+        for key in one:
+            same(one[key], other[key], f"{path}.{key}")  # type: ignore[index]
+    elif isinstance(one, list | tuple):
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):  # type: ignore[call-overload]
+            same(a, b, f"{path}[{i}]")
+    else:
+        assert one == other, path
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Parameters, optimiser, schedule, position of the data and every logged value are equal."""
+    assert rows(one) == rows(other)
+    a, b = (torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (one, other))
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        same(a[key], b[key], key)
+    position = [c["loops"]["fit_loop"]["state_dict"]["combined_loader"] for c in (a, b)]
+    assert position[0] == position[1]
+    results = [json.loads((folder / "results.json").read_text()) for folder in (one, other)]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    assert results[0]["samples_seen"] == results[1]["samples_seen"]
+
+
+def start(folder: Path, run_id: str, *extra: str) -> subprocess.Popen[str]:
+    """Starts a run in the background."""
+    return subprocess.Popen(
+        command_line("fit", "-c", EXPERIMENT, *SHORT, *extra, f"--run.root={folder}", f"--run.id={run_id}"),
+        cwd=ROOT,
+        env=environment(folder),
+        text=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Waits until the metrics file has a step."""
+    path = folder / "metrics.jsonl"
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        if path.exists() and any(json.loads(line)["step"] >= step for line in path.read_text().splitlines()[:-1]):
+            return
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def go(command: Command, folder: Path, run_id: str, *extra: str) -> subprocess.CompletedProcess[str]:
+    """A run to its end."""
+    done = command("fit", "-c", EXPERIMENT, *SHORT, *extra, f"--run.root={folder}", f"--run.id={run_id}")
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    process = start(folder, "whole")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return folder / "vivit_fact_encoder" / "whole"
+
+
+# what cuts, the exit code that a script sees, and the step after which it strikes: between saves, in a validation, after one
+CUTS = [(signal.SIGKILL, -9, 3), (signal.SIGINT, 130, 3), (signal.SIGTERM, 143, 7), (signal.SIGUSR1, 85, 4)]
+
+
+@pytest.mark.parametrize(("cut", "code", "step"), CUTS)
+def test_a_run_cut_by_a_signal_goes_on_bit_for_bit(
+    whole: Path, command: Command, tmp_path: Path, cut: signal.Signals, code: int, step: int
+) -> None:
+    """Breaks if any state (weights, moments, rate, sample order, random numbers, best score) is not in the checkpoint."""
+    process = start(tmp_path, "cut")
+    folder = tmp_path / "vivit_fact_encoder" / "cut"
+    wait_for_step(folder, step, process)
+    os.killpg(process.pid, cut)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    assert not (folder / "results.json").exists()
+    if cut != signal.SIGKILL:
+        assert "saved" in errors
+    done = go(command, tmp_path, "cut")
+    assert "going on from" in done.stderr
+    assert_same_run(whole, folder)
