@@ -33,15 +33,20 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+from torch.distributed import destroy_process_group, init_process_group
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import VivitConfig, VivitForVideoClassification
 
 from lightning_vl.callbacks import Progress, Throughput
+from lightning_vl.cli import quiet
 from lightning_vl.data.augmentation import TrainingTransform
 from lightning_vl.data.datasets.video_folder import VideoFolder
 from lightning_vl.data.sampling import StridedClip
 from lightning_vl.data.stream import KeyedDataset, TrainingLoader, TrainingStream
 from lightning_vl.loggers import MetricsFile
+from lightning_vl.nn.blocks import PreNormBlock
 from lightning_vl.nn.embeddings import TubeletEmbedding
 from lightning_vl.optim import Constant
 from lightning_vl.papers.vivit.convert import from_transformers
@@ -51,6 +56,7 @@ from lightning_vl.papers.vivit.model import (
     FactorisedDotProduct,
     FactorisedEncoder,
     FactorisedSelfAttention,
+    FactorisedSelfAttentionBlock,
     SpatioTemporal,
     ViViT,
 )
@@ -367,92 +373,78 @@ PAPER_RUNTIME = {  # Table 2, milliseconds on a TPU-v3
 
 
 def models(bench: Bench) -> Iterator[Row]:
-    """Inference and training of the five; each network is freed before the next is built."""
+    """Inference, the five in turn; then training of each: eager, compiled and sharded in turn."""
     s = bench.size
+    nets = {model: bench.build(model) for model in MODELS}
+    flops = {model: static_cost(net).gflops * 1e9 * s.batch_size for model, net in nets.items()}
+    (video,) = nets[MODELS[0]].example_inputs(s.batch_size)
     labels = torch.randint(CLASSES, (s.batch_size,), device=bench.device)
-    peak = matrix_product_flops(bench)
-    base = 0.0
+
+    product_flops, product = matrix_product(bench)
+    forwards = {model.__name__: bench.forward(net.eval(), video) for model, net in nets.items()}
+    times = bench.seconds({**forwards, "product": product})
+    base, peak = times[FactorisedEncoder.__name__], product_flops / times["product"]
     for model in MODELS:
-        net = bench.build(model)
-        flops = static_cost(net).gflops * 1e9 * s.batch_size
-        (video,) = net.example_inputs(s.batch_size)
-        net.eval()
-        forward = bench.seconds({"ours": bench.forward(net, video)})["ours"]
-        base = base or forward
-        paper = PAPER_RUNTIME[model] / PAPER_RUNTIME[FactorisedEncoder]
+        forward = times[model.__name__]
         yield row(
             f"{model.__name__}: forward, over FactorisedEncoder's",
             forward / base,
-            f"paper {paper:.2f}",
+            f"paper {PAPER_RUNTIME[model] / PAPER_RUNTIME[FactorisedEncoder]:.2f}",
             {"ours": forward, "theirs": base},
             clips_per_second=s.batch_size / forward,
-            utilisation=flops / forward / peak,
+            utilisation=flops[model] / forward / peak,
         )
-        net.train()
+
+    for model in MODELS:
+        net = nets.pop(model).train()
+        memory = None
         if bench.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        step = bench.seconds({"ours": bench.step(net, our_logits, video, labels)})["ours"]
-        memory = torch.cuda.max_memory_allocated() / 2**30 if bench.device.type == "cuda" else None
-        yield row(
-            f"{model.__name__}: training step, over its forward",
-            step / forward,
-            "",
-            {"ours": step, "theirs": forward},
-            clips_per_second=s.batch_size / step,
-            utilisation=3 * flops / step / peak,  # backward: twice the forward
-            peak_memory_gib=memory,
-        )
-        net.compile()
-        compiled = bench.seconds({"ours": bench.step(net, our_logits, video, labels)})["ours"]
-        yield row(
-            f"{model.__name__}: training step, compiled over eager",
-            compiled / step,
-            "",
-            {"ours": compiled, "theirs": step},
-            clips_per_second=s.batch_size / compiled,
-            utilisation=3 * flops / compiled / peak,
-        )
-        del net
+            bench.step(net, our_logits, video, labels)()
+            memory = torch.cuda.max_memory_allocated() / 2**30
+        with sharded(bench, model) as fsdp:
+            steps = {
+                "eager": bench.step(net, our_logits, video, labels),
+                "compiled": bench.step(torch.compile(net), our_logits, video, labels),
+                "FSDP": bench.step(fsdp, our_logits, video, labels),
+            }
+            times = bench.seconds({**steps, "product": product})
+        peak = product_flops / times["product"]
+        for how in steps:
+            yield row(
+                f"{model.__name__}: training step, {how}" + (", over eager" if how != "eager" else ""),
+                times[how] / times["eager"],
+                "1.0 or less" if how == "compiled" else "",
+                {"ours": times[how], "theirs": times["eager"]},
+                clips_per_second=s.batch_size / times[how],
+                utilisation=3 * flops[model] / times[how] / peak,  # backward: twice the forward
+                peak_memory_gib=memory if how == "eager" else None,
+            )
         torch.compiler.reset()
-        sharded = fsdp_step(bench, model, video, labels)
-        yield row(
-            f"{model.__name__}: training step, FSDP over none",
-            sharded / step,
-            "",
-            {"ours": sharded, "theirs": step},
-            clips_per_second=s.batch_size / sharded,
-        )
 
 
-def matrix_product_flops(bench: Bench) -> float:
-    """Floating-point operations a second of one large matrix product: what the device gives in practice."""
+def matrix_product(bench: Bench) -> tuple[float, Callable[[], object]]:
+    """Floating-point operations of a large matrix product, and the product: what the device gives in practice."""
     n = 8192 if bench.device.type == "cuda" else 1024
     dtype = torch.bfloat16 if bench.precision == "bf16" else torch.float32
     a, b = (torch.randn(n, n, device=bench.device, dtype=dtype) for _ in range(2))
-    return 2 * n**3 / bench.seconds({"product": lambda: a @ b})["product"]
+    return 2.0 * n**3, lambda: a @ b
 
 
-def fsdp_step(bench: Bench, model: type[ViViT], video: Tensor, labels: Tensor) -> float:
-    """Seconds of a training step of the network under FSDP2 in a group of one."""
-    from torch.distributed import destroy_process_group, init_process_group
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    from lightning_vl.nn.blocks import PreNormBlock
-    from lightning_vl.papers.vivit.model import FactorisedSelfAttentionBlock
-
+@contextlib.contextmanager
+def sharded(bench: Bench, model: type[ViViT]) -> Iterator[ViViT]:
+    """The network under FSDP2, its blocks one by one, in a group of one."""
+    cuda = bench.device.type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
-        backend = "nccl" if bench.device.type == "cuda" else "gloo"
-        init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
+        init_process_group("nccl" if cuda else "gloo", init_method=f"file://{folder}/meet", rank=0, world_size=1)
         try:
-            mesh = torch.distributed.init_device_mesh(bench.device.type, (1,))
-            low = MixedPrecisionPolicy(param_dtype=torch.bfloat16) if bench.precision == "bf16" else None
-            policy = {} if low is None else {"mp_policy": low}
+            mesh = init_device_mesh(bench.device.type, (1,))
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bench.precision == "bf16" else None)
             net = bench.build(model).train()
             for module in net.modules():
                 if isinstance(module, PreNormBlock | FactorisedSelfAttentionBlock):
-                    fully_shard(module, mesh=mesh, **policy)
-            fully_shard(net, mesh=mesh, **policy)
-            return bench.seconds({"ours": bench.step(net, our_logits, video, labels)})["ours"]
+                    fully_shard(module, mesh=mesh, mp_policy=policy)
+            yield fully_shard(net, mesh=mesh, mp_policy=policy)
         finally:
             destroy_process_group()
 
@@ -512,6 +504,8 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     size = SIZES[arguments.size]
     size = size._replace(batch_size=arguments.batch_size or size.batch_size, repeats=arguments.repeats or size.repeats)
+    quiet()
+    torch.set_float32_matmul_precision("high")  # as the command does
     bench = Bench(size, torch.device(arguments.device), arguments.precision)
     rows = [{"part": part, **each} for part in arguments.parts for each in parts[part](bench)]
     about = {

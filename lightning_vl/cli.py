@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import itertools
 import json
 import logging
 import re
@@ -32,6 +33,7 @@ from lightning_vl.callbacks import LastCheckpoint, Progress, StopOnSignal, Throu
 from lightning_vl.checkpoints import WholeCheckpoints, last_complete
 from lightning_vl.data.module import DataModule
 from lightning_vl.errors import UserError
+from lightning_vl.evaluation.examples import Examples
 from lightning_vl.loggers import MetricsFile, WandbRun, choose_wandb_mode
 from lightning_vl.run import (
     CONFIG,
@@ -82,7 +84,10 @@ def explain(message: str, parser: Parser) -> tuple[str, str]:
         return f"{key} is not given", f"give it: --{key} VALUE, or in the experiment's file"
     if match := re.search(r"Key \"([\w.]+)\" is required", text):
         return f"{match[1]} is not given", f"give it: --{match[1]} VALUE, or in the experiment's file"
-    if match := re.search(r"[Oo]ption '([\w.]+)' is not accepted|[Uu]nrecognized arguments: --([\w.]+)|[Kk]ey '([\w.]+)' is not expected", text):
+    if match := re.search(
+        r"[Oo]ption '([\w.]+)' is not accepted|[Uu]nrecognized arguments: --([\w.]+)|[Kk]ey '([\w.]+)' is not expected",
+        text,
+    ):
         key = next(group for group in match.groups() if group)
         close = difflib.get_close_matches(key, _known_names(parser, text), n=1, cutoff=0.6)
         return f"there is no key '{key}'", f"did you mean '{close[0]}'?" if close else f"see {parser.prog} --help"
@@ -181,7 +186,9 @@ class Bench(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:  # a class or the trainer refuses its arguments
-            raise UserError(" ".join(str(error).split())[:300], "change these values in the experiment's file") from error
+            raise UserError(
+                " ".join(str(error).split())[:300], "change these values in the experiment's file"
+            ) from error
         self.model.seed = self.datamodule.seed = self.settings.seed_everything
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -195,7 +202,7 @@ class Bench(LightningCLI):
         best.dirpath = str(self.folder / "checkpoints")
         configured = get(self.config_init, "trainer")
         callbacks: list[Callback] = [self.throughput, *(configured.get("callbacks") or [])]
-        callbacks.append(Progress(self.throughput, self.model.unit))
+        callbacks += [Examples(self.folder), Progress(self.throughput, self.model.unit)]
         loggers: list[Any] = []
         if configured.get("logger") is not False:
             loggers = [MetricsFile(self.folder), *self._wandb()]
@@ -491,6 +498,7 @@ def quiet() -> None:
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*Trying to infer the `batch_size`.*",
         r".*isinstance\(treespec, LeafSpec\).*",
+        r".*when using `ckpt_path`, callbacks used to create.*",
         r".*args parameter is intended to run from within Python.*",
     ):
         warnings.filterwarnings("ignore", pattern)
@@ -504,9 +512,11 @@ def main(arguments: list[str]) -> int:
     """
     quiet()
     torch.set_float32_matmul_precision("high")
-    if not any(word.startswith(("-c", "--config", "--help", "-h", "--print_config")) or ".help" in word for word in arguments):
+    if not any(
+        word.startswith(("-c", "--config", "--help", "-h", "--print_config")) or ".help" in word for word in arguments
+    ):
         raise UserError("no experiment is given", "name its file: -c experiments/vivit_fact_encoder.yaml")
-    for flag, value in zip(arguments, arguments[1:], strict=False):
+    for flag, value in itertools.pairwise([*arguments, ""]):
         if flag in ("-c", "--config"):
             check_yaml(Path(value))
         elif flag.startswith("--config="):

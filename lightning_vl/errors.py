@@ -18,7 +18,7 @@ class UserError(Exception):
         return f"{self.what}\n  {self.how}"
 
 
-class CorruptSample(Exception):
+class CorruptSample(Exception):  # noqa: N818 (it names the sample's state; nothing went wrong in the program)
     """One item of a data set cannot be read; the loader skips it, counts it, and stops past a stated share.
 
     Args:

@@ -113,6 +113,7 @@ class WandbRun(WandbLogger):
             resume="allow",
             settings={"console": "off", "silent": True},
         )
+        self._wandb_init.pop("anonymous")  # W&B warns of it, whatever its value
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

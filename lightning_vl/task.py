@@ -14,6 +14,7 @@ from torchmetrics import Metric
 
 from lightning_vl.data.stream import Batch
 from lightning_vl.errors import UserError
+from lightning_vl.evaluation.examples import Example
 from lightning_vl.optim import Schedule, parameter_groups
 
 
@@ -53,7 +54,7 @@ class Task(lightning.LightningModule, ABC):
         evaluation: Mapping[str, Metric],
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)  # loggers get the whole configuration from the command
         self.net = net
         self.optimizer = optimizer
         self.schedule = schedule
@@ -90,22 +91,27 @@ class Task(lightning.LightningModule, ABC):
         self._evaluate("val", batch)
 
     @final
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collects metrics and losses under `test/`."""
-        self._evaluate("test", batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> Any:
+        """Collects metrics and losses under `test/`; gives the outputs to callbacks."""
+        return self._evaluate("test", batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
         """What the network says of a batch."""
         return self(batch)
 
-    def _evaluate(self, prefix: str, batch: Batch) -> None:
+    def examples(self, batch: Batch, outputs: Any) -> list[Example]:
+        """A batch's samples and predictions as a person sees them; none by default."""
+        return []
+
+    def _evaluate(self, prefix: str, batch: Batch) -> Any:
         if not batch["id"]:  # nothing of this batch could be read
-            return
+            return None
         outputs = self(batch)
         losses = self.losses(batch, outputs)
         total = torch.stack(list(losses.values())).sum()
         self.log(f"{prefix}/loss", total, on_epoch=True, sync_dist=True, batch_size=len(batch["id"]))
         self.evaluation[prefix].update(outputs, batch)
+        return outputs
 
     def on_validation_epoch_end(self) -> None:
         """Logs what the validation metrics make of all batches of all ranks."""

@@ -132,7 +132,7 @@ def read_frames(path: str, frames: Sequence[int], info: VideoInfo | None = None)
         images = _decode_and_count(path, wanted.tolist())
     if len({image.shape for image in images}) > 1:
         raise CorruptSample(path, "its frames change their size")
-    return np.stack(images)[places]
+    return np.stack([images[place] for place in places])
 
 
 # Video files

@@ -187,7 +187,9 @@ def static_cost(net: nn.Module) -> Cost:
     Args:
         net: has ``example_inputs(batch_size) -> tuple[Tensor, ...]``.
     """
-    inputs = [value.to("meta") for value in _example_inputs(net, batch_size=1)]
+    device = next(net.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the inputs are random
+        inputs = [value.to("meta") for value in _example_inputs(net, batch_size=1)]
     tensors = dict(net.named_parameters(remove_duplicate=False)) | dict(net.named_buffers(remove_duplicate=False))
     on_meta = _Substituted(net, {name: tensor.detach().to("meta") for name, tensor in tensors.items()})
     with _eval_mode(net):

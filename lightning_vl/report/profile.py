@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_vl.errors import UserError
 from lightning_vl.report.family import nearest
+from lightning_vl.report.results import read_yaml
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,6 @@ def profile(
     """
     import torch
 
-    from lightning_vl.cli import build
     from lightning_vl.report.cost import measure_speed, static_cost
     from lightning_vl.run import device_name
 
@@ -57,14 +57,14 @@ def profile(
     rows: list[dict[str, Any]] = []
     for file, name in zip(files, names, strict=True):
         with torch.device("meta"):
-            cost = static_cost(build([file]).task.net)
+            cost = static_cost(build_network(file))
         row: dict[str, Any] = {"experiment": name, **cost._asdict()}
         row |= dict.fromkeys(
             ("latency_ms", "runtime_ratio", "peak_memory_gib", "runs", "batch_size", "device", "precision")
         )
         if latency:
             with torch.device(place):
-                net = build([file]).task.net
+                net = build_network(file)
             row |= measure_speed(net, batch_size, precision, runs)._asdict()
             row |= {"batch_size": batch_size, "device": device_name(place.type), "precision": precision}
             del net
@@ -94,6 +94,31 @@ def find_device(name: str) -> "torch.device":
             f"there is no device {name!r} here ({str(error).splitlines()[0]})", "Try --device cpu"
         ) from None
     return device
+
+
+def build_network(file: str) -> "torch.nn.Module":
+    """The network of an experiment's file, on torch's default device.
+
+    Only what the key ``model`` says: the data, whose place an experiment at the paper's size does not know, is not needed.
+
+    Raises:
+        UserError: the file is no experiment or has a wrong key or value under ``model``.
+    """
+    import warnings
+
+    import jsonargparse
+
+    from lightning_vl.cli import ALLOWED, Parser, check_yaml
+    from lightning_vl.task import Task
+
+    check_yaml(Path(file))
+    jsonargparse.set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=ALLOWED)
+    parser = Parser()
+    parser.add_subclass_arguments(Task, "model", required=True)
+    with warnings.catch_warnings(action="ignore"):  # Lightning's, on saving hyper-parameters
+        settings = parser.parse_object({"model": read_yaml(Path(file)).get("model")})
+        task: Task = parser.instantiate(settings)["model"]
+    return task.net
 
 
 def main(argv: Sequence[str]) -> int:

@@ -49,7 +49,9 @@ def make_run(tmp_path: Path) -> MakeRun:
         configured = {"model": {"init_args": {"net": {"class_path": experiment}}}, "data": {"batch_size": 32}}
         configured |= dict(config or {})
         (folder / "config.yaml").write_text(yaml.safe_dump({"seed_everything": seed, **configured}))
-        lines = [{"step": step, name: value} for name, values in (curve or {}).items() for step, value in values.items()]
+        lines = [
+            {"step": step, name: value} for name, values in (curve or {}).items() for step, value in values.items()
+        ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         return folder
 

@@ -62,7 +62,11 @@ def test_reads_a_sweep(write) -> None:
         ({"labels": {"c": "x"}}, "labels names 'c'", "Valid: a, b"),
         ({"runtime_baseline": "c"}, "runtime_baseline names 'c'", "Valid: a, b"),
         ({"paper": {"source": "x", "columns": {"acc": "acc"}, "rows": {"a": {"ac": 1}}}}, "column 'ac'", "'acc'"),
-        ({"paper": {"source": "x", "columns": {"acc": "acc"}, "rows": {"z": {"acc": 1}}}}, "paper.rows names 'z'", "a, b"),
+        (
+            {"paper": {"source": "x", "columns": {"acc": "acc"}, "rows": {"z": {"acc": 1}}}},
+            "paper.rows names 'z'",
+            "a, b",
+        ),
         ({"paper": {"source": "x", "columns": {"acc": "acc"}, "rows": {"a": {"acc": "high"}}}}, "'high'", "a number"),
         ({"paper": {"source": "x", "columns": {}, "rows": {}, "figure": {"x": "n"}}}, "column 'n'", ""),
     ],

@@ -136,7 +136,7 @@ def test_hundreds_of_runs_quickly(make_run, tmp_path: Path) -> None:
     """A folder of hundreds of runs is read in well under the time a user waits for."""
     import time
 
-    folder = make_run("a", 0, {"test/top1": 0.5}, curve={"train/loss": {step: 1.0 for step in range(300)}})
+    folder = make_run("a", 0, {"test/top1": 0.5}, curve={"train/loss": dict.fromkeys(range(300), 1.0)})
     for number in range(1, 400):
         shutil.copytree(folder, tmp_path / "runs" / "a" / f"copy{number}")
     start = time.perf_counter()

@@ -101,7 +101,15 @@ def test_default_metric(make_run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "-"), (451.524, "451.5"), (0.0223, "0.02230"), (88.954, "88.95"), (12345.6, "12346"), (0, "0"), (1e-9, "0.000000")],
+    [
+        (None, "-"),
+        (451.524, "451.5"),
+        (0.0223, "0.02230"),
+        (88.954, "88.95"),
+        (12345.6, "12346"),
+        (0, "0"),
+        (1e-9, "0.000000"),
+    ],
 )
 def test_quantity(value: float | None, text: str) -> None:
     """Four digits that count, whatever the size, and no exponent."""
@@ -110,9 +118,18 @@ def test_quantity(value: float | None, text: str) -> None:
 
 def test_json_has_the_stable_keys(comparison: Comparison) -> None:
     """The keys that the documentation calls stable, as valid JSON."""
-    low, high = sorted(json.loads(json.dumps(as_json(comparison), allow_nan=False)), key=lambda row: row["metrics"]["test/top1"]["mean"])
+    low, high = sorted(
+        json.loads(json.dumps(as_json(comparison), allow_nan=False)),
+        key=lambda row: row["metrics"]["test/top1"]["mean"],
+    )
     assert {"experiment", "parameters", "gmacs", "gflops", "n", "metrics"} <= high.keys()
-    assert (high["experiment"], high["parameters"], high["gmacs"], high["gflops"], high["n"]) == ("high", 1000, 0.5, 1.0, 3)
+    assert (high["experiment"], high["parameters"], high["gmacs"], high["gflops"], high["n"]) == (
+        "high",
+        1000,
+        0.5,
+        1.0,
+        3,
+    )
     assert high["metrics"]["test/top1"]["mean"] == pytest.approx(0.91)
     assert high["metrics"]["test/top1"]["spread"] == pytest.approx(0.01)
     assert high["metrics"]["test/top1"]["values"] == [0.90, 0.91, 0.92]

@@ -5,6 +5,7 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from lightning_vl.data.augmentation import EvaluationCrop, TrainingTransform, mixup
@@ -12,6 +13,7 @@ from lightning_vl.data.module import DataModule, to_signed_unit_range
 from lightning_vl.data.sampling import TemporalSampling
 from lightning_vl.data.source import Split, VideoSource
 from lightning_vl.data.stream import Batch, SeededDataset
+from lightning_vl.errors import UserError
 
 
 class VideoBatch(TypedDict):
@@ -59,7 +61,8 @@ class TrainingClips:
         """
         clip = self.clips[index]
         frames = self.sampling.training(clip.frames, rng)
-        video = read(self.source, "train", index, frames)
+        video, places = read(self.source, "train", index, frames)
+        video = video[places]  # (t, c, h, w)
         sample = {"video": self.transform(video, rng), "labels": clip.labels, "id": clip.id}
         if self.mixup_alpha > 0:
             sample["mixup"] = rng.beta(self.mixup_alpha, self.mixup_alpha)
@@ -75,6 +78,9 @@ class EvaluationClips:
         sampling: which frames make a clip.
         transform: resizes and crops; it has one or three spatial views.
         temporal_views: 1 for the clip at the centre, more for clips spread over the video.
+
+    Raises:
+        UserError: more temporal views than a video has frames.
     """
 
     def __init__(
@@ -91,6 +97,12 @@ class EvaluationClips:
         self.transform = transform
         self.temporal_views = temporal_views
         self.clips = source.clips(split)
+        shortest = min(self.clips, key=lambda clip: clip.frames, default=None)
+        if shortest is not None and shortest.frames < temporal_views:
+            raise UserError(
+                f"{temporal_views} temporal views are wanted of each video, {shortest.id} has {shortest.frames} frames",
+                f"lower data.init_args.temporal_views to {shortest.frames} or less, or take such videos out",
+            )
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -106,16 +118,17 @@ class EvaluationClips:
             frames = self.sampling.centre(clip.frames)[None]  # (1, t)
         else:
             frames = self.sampling.views(clip.frames, self.temporal_views)  # (v, t)
-        video = read(self.source, self.split, index, frames.ravel())
-        views = self.transform(video).unflatten(1, frames.shape)  # (s, v, t, c, h, w)
-        return {"video": views.transpose(0, 1).flatten(0, 1), "labels": clip.labels, "id": clip.id}
+        video, places = read(self.source, self.split, index, frames)
+        views = self.transform(video)[:, places]  # (s, v, t, c, h, w)
+        views = rearrange(views, "s v t c h w -> (v s) t c h w")
+        return {"video": views, "labels": clip.labels, "id": clip.id}
 
 
-def read(source: VideoSource, split: Split, index: int, frames: np.ndarray) -> Tensor:
-    """Frames in any order, each decoded once: uint8 (t, c, h, w)."""
+def read(source: VideoSource, split: Split, index: int, frames: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Each wanted frame once, uint8 (u, c, h, w), and the place among them of every one of `frames`, like `frames`."""
     wanted, places = np.unique(frames, return_inverse=True)
-    video = source.read(split, index, wanted.tolist())  # (u, h, w, c)
-    return torch.from_numpy(video)[torch.from_numpy(places)].permute(0, 3, 1, 2)
+    video = source.read(split, index, wanted.tolist())
+    return rearrange(torch.from_numpy(video), "u h w c -> u c h w"), torch.from_numpy(places.reshape(frames.shape))
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> VideoBatch:

@@ -1,15 +1,18 @@
 """ViViT's task: classification of video, views averaged, with label smoothing and mixup (Sec. 4.1, Table 7)."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from einops import rearrange
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from lightning_vl.data.stream import Batch
 from lightning_vl.errors import UserError
 from lightning_vl.evaluation.classification import ClassificationMetrics
+from lightning_vl.evaluation.examples import Example
 from lightning_vl.objectives import classification
 from lightning_vl.optim import Schedule
 from lightning_vl.papers.vivit.convert import Initialisation
@@ -103,9 +106,30 @@ class ViViTTask(Task):
         rows: list[dict[str, Any]] = [{"id": name} for name in batch["id"]]
         for head, logits in output.logits.items():
             values, indices = logits.float().softmax(-1).topk(min(5, logits.shape[1]))
+            names = self._class_names(head)
             for row, value, index in zip(rows, values.tolist(), indices.tolist(), strict=True):
-                row[head] = [{"class": i, "probability": p} for i, p in zip(index, value, strict=True)]
+                row[head] = [{"class": names[i], "probability": p} for i, p in zip(index, value, strict=True)]
         return rows
+
+    def examples(self, batch: Batch, outputs: ViViTOutput) -> list[Example]:
+        """The first view of each video with the first answer of every head."""
+        video = batch["video"] if batch["video"].ndim == 5 else batch["video"][:, 0]
+        pixels = ((video.float() + 1) * 127.5).round().clamp(0, 255).byte()
+        frames = rearrange(pixels, "b t c h w -> b t h w c").cpu().numpy()
+        answers = {head: logits.float().softmax(-1).max(-1) for head, logits in outputs.logits.items()}
+        examples = []
+        for i, name in enumerate(batch["id"]):
+            truth = [self._class_names(head)[batch["labels"][head][i]] for head in answers]
+            said = [self._class_names(head)[answer.indices[i]] for head, answer in answers.items()]
+            probability = math.prod(float(answer.values[i]) for answer in answers.values())
+            examples.append(Example(name, frames[i], ", ".join(truth), ", ".join(said), probability))
+        return examples
+
+    def _class_names(self, head: str) -> list[str]:
+        data = getattr(self.trainer, "datamodule", None)
+        return (
+            data.source.heads[head] if isinstance(data, VideoData) else [str(i) for i in range(self.net.classes[head])]
+        )
 
 
 def example_labels(net: ViViT, batch_size: int, device: torch.device) -> dict[str, Tensor]:

@@ -1,0 +1,98 @@
+"""RESULTS.md comes from results/ alone, and what is published names no machine."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+from lightning_vl.errors import UserError
+from lightning_vl.report.published import main, page, publish
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with two experiments, one of them at the paper's size."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments" / "paper").mkdir(parents=True)
+    for file in ("experiments/small.yaml", "experiments/paper/big.yaml"):
+        (tmp_path / file).write_text("x: 1\n")
+    return tmp_path
+
+
+EXPECTED = [
+    {"metric": "test/top1", "value": 0.9, "tolerance": 0.05, "kind": "ours", "source": "3 seeds", "met": True},
+    {"metric": "test/top1", "value": 0.788, "tolerance": 0.01, "kind": "paper", "source": "Table 2", "met": None},
+]
+
+
+def test_results_md_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Edited by hand, or forgotten after a run was published: `python -m lightning_vl.report.published` mends it."""
+    monkeypatch.chdir(ROOT)
+    if not (ROOT / "RESULTS.md").exists():
+        assert not (ROOT / "results").exists()
+        pytest.skip("nothing is published yet")
+    assert (ROOT / "RESULTS.md").read_text() == page()
+
+
+def test_page_from_published_runs(here: Path, make_run) -> None:
+    """Mean and spread, baselines, expectation, the paper's value, command and note; what was not run is said."""
+    for seed, value in enumerate((0.90, 0.91, 0.92)):
+        metrics = {"test/top1": value, "baseline/majority_top1": 0.25}
+        make_run("small", seed, metrics, expected=EXPECTED)
+    assert main(["runs", "--note", "two cores"]) == 0
+    text = (here / "RESULTS.md").read_text()
+    for part in (
+        "| small | MovingDigits (100 train, 50 test) | 3 |",
+        "91.0 ± 1.0",
+        "majority_top1 (%) 25.0 ± 0.0",
+        "90.0 ± 5.0",
+        "78.8 (Table 2)",
+        "two cores",
+        "`python -m lightning_vl fit -c experiments/small.yaml --seed_everything 0`",
+        "## Not run\n\n`experiments/paper/big.yaml`",
+    ):
+        assert part in text
+    assert text == page()  # published again from results/ alone
+    assert main([]) == 0
+    assert text == (here / "RESULTS.md").read_text()
+
+
+def test_published_record_names_no_machine(here: Path, make_run) -> None:
+    """No absolute path, host or user reaches the repository."""
+    make_run(
+        "small",
+        0,
+        {"test/top1": 0.5},
+        checkpoint="runs/small/s0/checkpoints/best.ckpt",
+        hostname="node17",
+        data={"name": "VideoFolder", "root": "/home/somebody/clips", "skipped": ["/data/x.mp4", "y.mp4"]},
+    )
+    (path,) = publish(["runs"], "")
+    text = path.read_text()
+    assert path == Path("results/small/s0.json")
+    assert not any(word in text for word in ("somebody", "node17", "/data", "checkpoints"))
+    assert json.loads(text)["data"] == {"name": "VideoFolder", "skipped": ["y.mp4"]}
+
+
+def test_command_and_note_with_a_path_are_refused(here: Path, make_run) -> None:
+    """A command with this machine's data root is of no use to others."""
+    make_run("small", 0, {"test/top1": 0.5})
+    with pytest.raises(UserError, match="/data/clips"):
+        publish(["runs"], "", "python -m lightning_vl fit -c x.yaml --data.root=/data/clips")
+    assert not (here / "results").exists()
+
+
+def test_unfinished_run_is_not_published(here: Path, make_run) -> None:
+    """Only what ended counts as a result."""
+    (make_run("small", 0, {"test/top1": 0.5}) / "results.json").unlink()
+    with pytest.raises(UserError, match="no finished run"):
+        publish(["runs"], "")
+
+
+def test_experiment_without_a_file_needs_a_command(here: Path, make_run) -> None:
+    """Every published run says how to make it again."""
+    make_run("gone", 0, {"test/top1": 0.5})
+    with pytest.raises(UserError, match="gone"):
+        publish(["runs"], "")
+    assert len(publish(["runs"], "", "python -m lightning_vl fit -c x.yaml")) == 1
