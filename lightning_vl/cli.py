@@ -5,6 +5,7 @@ import inspect
 import itertools
 import json
 import logging
+import os
 import re
 import sys
 import warnings
@@ -23,11 +24,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # experiment files call these classes by their short names, which are known once they are imported
 import lightning_vl.data.datasets.epic_kitchens
+import lightning_vl.data.datasets.image_folder
 import lightning_vl.data.datasets.kinetics
 import lightning_vl.data.datasets.labelled_videos
 import lightning_vl.data.datasets.something_something
 import lightning_vl.data.datasets.video_folder
 import lightning_vl.data.synthetic.moving_digits
+import lightning_vl.papers.vit.task
 import lightning_vl.papers.vivit.task  # noqa: F401
 from lightning_vl.callbacks import LastCheckpoint, Progress, StopOnSignal, Throughput
 from lightning_vl.checkpoints import WholeCheckpoints, last_complete
@@ -38,6 +41,7 @@ from lightning_vl.loggers import MetricsFile, WandbRun, choose_wandb_mode
 from lightning_vl.run import (
     CONFIG,
     RESULTS,
+    RUN_ID,
     Expected,
     RunOptions,
     device_name,
@@ -85,7 +89,7 @@ def explain(message: str, parser: Parser) -> tuple[str, str]:
     if match := re.search(r"Key \"([\w.]+)\" is required", text):
         return f"{match[1]} is not given", f"give it: --{match[1]} VALUE, or in the experiment's file"
     if match := re.search(
-        r"[Oo]ption '([\w.]+)' is not accepted|[Uu]nrecognized arguments: --([\w.]+)|[Kk]ey '([\w.]+)' is not expected",
+        r"[Oo]ption '([\w.]+)' is not accepted|does not accept option '([\w.]+)'|[Uu]nrecognized arguments: --([\w.]+)|[Kk]ey '([\w.]+)' is not expected",
         text,
     ):
         key = next(group for group in match.groups() if group)
@@ -314,7 +318,7 @@ class Bench(LightningCLI):
 
         metrics = {**validation, **{name: float(value) for name, value in self.trainer.callback_metrics.items()}}
         metrics = {name: value for name, value in metrics.items() if not name.startswith("train/")}
-        expected = [entry.judge(metrics) for entry in self.settings.expected]
+        expected = [entry.judge(metrics) for entry in self._get(self.config_init, "expected")]
         cost = static_cost(self.model.net)
         device = self.trainer.strategy.root_device
         results = {
@@ -521,15 +525,27 @@ def main(arguments: list[str]) -> int:
             check_yaml(Path(value))
         elif flag.startswith("--config="):
             check_yaml(Path(flag.removeprefix("--config=")))
-    sys.argv = [sys.argv[0], *arguments]
+    sys.argv = ["lightning_vl", *arguments]
+    inherited = RUN_ID in os.environ
     try:
         Bench(None)
     except MisconfigurationException as error:
         raise UserError(
             " ".join(str(error).split())[:400], "see the key named above in the experiment's file"
         ) from error
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        first = " ".join(str(error).splitlines()[1].split())
+        raise UserError(
+            f"the checkpoint does not fit the network: {first}",
+            "use the experiment that it was made by, or start from its weights with model.init_args.init_from",
+        ) from error
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             return 130
         return error.code if isinstance(error.code, int) else 0
+    finally:
+        if not inherited:
+            os.environ.pop(RUN_ID, None)  # the next run of this process is another one
     return 0

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import grad_norm
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_vl.data.module import DataModule
 from lightning_vl.data.stream import Batch
 from lightning_vl.errors import UserError
 from lightning_vl.evaluation.examples import Example
@@ -145,6 +146,12 @@ class Task(lightning.LightningModule, ABC):
                 "look at these samples, lower the learning rate, or clip gradients with trainer.gradient_clip_val",
             )
         self.log("train/gradient_norm", norm)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Before the weights are loaded, the data must be prepared as it was for them."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, DataModule) and type(data).__qualname__ in checkpoint:
+            data.accept(checkpoint[type(data).__qualname__]["preprocessing"])
 
     def configure_optimizers(self) -> Any:
         """The optimiser over two parameter groups, its learning rate following the schedule step by step."""

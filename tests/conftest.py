@@ -3,7 +3,6 @@
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the same bits whatever the machine's core
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("WANDB_MODE", "disabled")
 
+
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections leave this machine nowhere in the suite: training must not need them."""
     connect = socket.socket.connect
 
@@ -27,14 +27,16 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         connect(self, address)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket.socket, "connect", only_local)
-    yield
+    return
 
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
     """Runs `python -m lightning_vl` as a user does, from the repository's root, runs in the test's folder."""
 
-    def run(*arguments: str, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, env: dict[str, str] | None = None, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command_line(*arguments),
             cwd=ROOT,

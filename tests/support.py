@@ -11,6 +11,23 @@ BLOCK_NETWORK = ROOT / "tests" / "no_network"  # a sitecustomize that blocks soc
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
+# an experiment's file at the paper's size, made small: network, video and batch; its data is embedded video
+SHRUNK = (
+    "--model.init_args.net.init_args.embedding.init_args={frames: 8, image_size: 32, tubelet: [2, 16, 16], dim: 32}",
+    "--model.init_args.net.init_args.layers=2",
+    "--model.init_args.net.init_args.heads=4",
+    "--model.init_args.net.init_args.mlp_dim=64",
+    "--data.init_args.sampling.init_args={frames: 8, stride: 1}",
+    "--data.init_args.training.init_args.short_side=36",
+    "--data.init_args.training.init_args.crop=32",
+    "--data.init_args.evaluation.init_args={short_side: 36, crop: 32}",
+    "--data.init_args.batch_size=4",
+    "--data.init_args.evaluation_batch_size=4",
+    "--data.init_args.workers=0",
+    "--trainer.max_steps=1",
+    "--trainer.val_check_interval=1",
+)
+
 TINY = (
     # an experiment's file made small enough for a test: a few steps on few, small clips
     "--data.init_args.workers=0",
@@ -22,6 +39,13 @@ TINY = (
 )
 
 
+def verb(*arguments: str) -> int:
+    """The command in this process: the exit code."""
+    from lightning_vl.__main__ import main
+
+    return main(arguments)
+
+
 def command_line(*arguments: str) -> list[str]:
     """The command under test."""
     return [sys.executable, "-m", "lightning_vl", *arguments]
@@ -29,7 +53,9 @@ def command_line(*arguments: str) -> list[str]:
 
 def environment(folder: Path, extra: dict[str, str] | None = None) -> dict[str, str]:
     """An environment without keys and network, its home and caches in the test's folder."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "SLURM_", "LIGHTNING_VL_RUN"))}
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "SLURM_", "LIGHTNING_VL_RUN"))
+    }
     return {
         **kept,
         "HOME": str(folder),
@@ -38,3 +64,21 @@ def environment(folder: Path, extra: dict[str, str] | None = None) -> dict[str, 
         "WANDB_MODE": "disabled",
         **(extra or {}),
     }
+
+
+def write_video(path: Path, frames: int, size: tuple[int, int] = (48, 64), rate: int = 12) -> None:
+    """A real video file: frame i is a grey of brightness 8 i with a moving white square, h x w pixels."""
+    import av
+    import numpy as np
+
+    codec = "libvpx-vp9" if path.suffix == ".webm" else "libx264"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuv420p"
+        for i in range(frames):
+            image = np.full((*size, 3), min(8 * i, 250), np.uint8)
+            left = (3 * i) % (size[1] - 8)
+            image[8:16, left : left + 8] = 255
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -126,3 +128,80 @@ def test_a_run_cut_by_a_signal_goes_on_bit_for_bit(
     done = go(command, tmp_path, "cut")
     assert "going on from" in done.stderr
     assert_same_run(whole, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("--data.init_args.workers=2",),
+        ("--trainer.accumulate_grad_batches=2",),
+        (
+            "--trainer.accumulate_grad_batches=4",
+            "--data.init_args.workers=2",
+            "--checkpoint_last.every_n_train_steps=1",
+        ),
+    ],
+    ids=["workers", "accumulation", "both"],
+)
+def test_workers_and_accumulation_do_not_spoil_it(command: Command, tmp_path: Path, how: tuple[str, ...]) -> None:
+    """Breaks if samples that workers read ahead are lost, or a kill in the middle of an accumulated step repeats a part of it."""
+    go(command, tmp_path, "whole", *how)
+    process = start(tmp_path, "cut", *how)
+    folder = tmp_path / "vivit_fact_encoder" / "cut"
+    wait_for_step(folder, 4, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    go(command, tmp_path, "cut", *how)
+    assert_same_run(tmp_path / "vivit_fact_encoder" / "whole", folder)
+
+
+def test_killed_while_saving_the_next_start_finds_the_last_complete_checkpoint(
+    whole: Path, command: Command, tmp_path: Path
+) -> None:
+    """Breaks if a save that a kill cut off hides the one before it, or is passed over silently.
+
+    The kill strikes inside of a save: a process of its own stops at the first partial file after step 4.
+    """
+    killer = (
+        "import os, signal, sys\n"
+        "import lightning_vl.checkpoints as c\n"
+        "plain = os.replace\n"
+        "saves = []\n"
+        "def replace(source, target):\n"
+        "    saves.append(target)\n"
+        "    if str(target).endswith('last.ckpt') and len(saves) > 2:\n"
+        "        os.truncate(source, os.path.getsize(source) // 2)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    plain(source, target)\n"
+        "c.os.replace = replace\n"
+        "from lightning_vl.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    arguments = ["fit", "-c", EXPERIMENT, *SHORT, f"--run.root={tmp_path}", "--run.id=cut"]
+    done = subprocess.run(
+        [sys.executable, "-c", killer, *arguments], cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    folder = tmp_path / "vivit_fact_encoder" / "cut"
+    assert (folder / "checkpoints" / "last.ckpt.partial").exists()
+    again = go(command, tmp_path, "cut")
+    assert "skipped last.ckpt.partial: a save was cut off" in again.stderr
+    assert "going on from" in again.stderr
+    assert_same_run(whole, folder)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(whole: Path, command: Command, tmp_path: Path) -> None:
+    """Breaks if a bit flipped on disk ends a run for good, or goes into it: the best checkpoint is older and whole."""
+    shutil.copytree(whole, tmp_path / "vivit_fact_encoder" / "cut")
+    folder = tmp_path / "vivit_fact_encoder" / "cut"
+    (folder / "results.json").unlink()
+    last = folder / "checkpoints" / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 4
+    last.write_bytes(content)
+    done = go(command, tmp_path, "cut")
+    assert "skipped last.ckpt: damaged" in done.stderr
+    assert "best.ckpt" in done.stderr
+    weights = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for f in (whole, folder)]
+    same(*weights)

@@ -22,7 +22,7 @@ from lightning_vl.errors import CorruptSample
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1  # a change of VideoInfo's meaning starts a new cache
+SCHEMA = 2  # a change of VideoInfo's meaning starts a new cache
 THREADS = 16  # the decoder works outside of the interpreter's lock, and network file systems take their time
 MISSING = "no such file"
 
@@ -109,9 +109,9 @@ def _load(cache: str) -> dict[str, Known]:
 
 
 def _info(fields: Mapping[str, Any]) -> VideoInfo:
-    tuples = {key: tuple(map(tuple, fields[key])) for key in ("gaps", "keyframes")}
+    gaps, keyframes = tuple(map(tuple, fields["gaps"])), tuple(fields["keyframes"])
     numbering = fields["numbering"] and tuple(fields["numbering"])
-    return VideoInfo(**{**fields, **tuples, "numbering": numbering})
+    return VideoInfo(**{**fields, "gaps": gaps, "keyframes": keyframes, "numbering": numbering})
 
 
 def _save(cache: str, known: dict[str, Known]) -> None:

@@ -135,14 +135,13 @@ class DataModule(lightning.LightningDataModule, ABC):
         """Preprocessing travels with the checkpoint."""
         return {"preprocessing": self.preprocessing}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuses a checkpoint whose network saw inputs made otherwise."""
-        saved = state_dict["preprocessing"]
+    def accept(self, saved: dict[str, Any]) -> None:
+        """Refuses the preprocessing of a checkpoint whose network saw inputs made otherwise."""
         for key, value in self.preprocessing.items():
             if saved.get(key) != value:
                 raise UserError(
                     f"the checkpoint was trained with {key} {saved.get(key)!r}, the data now has {value!r}",
-                    f"give the data the same {key}, or start a new model from its weights with init_from",
+                    f"give the data the same {key}, or start a new network from its weights with init_from",
                 )
 
 

@@ -50,9 +50,9 @@ class VideoInfo(NamedTuple):
         tick: seconds in a unit of time stamps.
         start: time stamp of the first frame, in ticks.
         gaps: (count, ticks) pairs: so many frames follow their predecessor after so many ticks.
-        keyframes: (frame, time stamp to seek) of each frame at which decoding can start. None where the container has
-            no index, or where the time stamps do not tell frames apart (some tools write 0 for all): such a file is
-            decoded from its beginning, and it is not known when its frames are shown.
+        keyframes: the frames at which decoding can start. None where the container has no index, or where the time
+            stamps do not tell the frames apart (some tools write 0 for all): such a file is decoded from its beginning,
+            and it is not known when its frames are shown.
         numbering: of a folder of frames: what stands before the number, digits, first number, suffix.
     """
 
@@ -62,7 +62,7 @@ class VideoInfo(NamedTuple):
     tick: float = 0.0
     start: int = 0
     gaps: tuple[tuple[int, int], ...] = ()
-    keyframes: tuple[tuple[int, int], ...] = ()
+    keyframes: tuple[int, ...] = ()
     numbering: tuple[str, int, int, str] | None = None
 
     def timestamps(self) -> np.ndarray:
@@ -158,52 +158,40 @@ def _opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
             raise CorruptSample(path, f"cannot be decoded: {error.strerror}") from error
 
 
-class _Packet(NamedTuple):
-    shown: int | None  # presentation time stamp
-    seek: int | None  # the time stamp that the container's index knows it by
-    keyframe: bool
-
-
 def _scan_file(path: str) -> VideoInfo:
     with _opened(path) as (container, stream):
-        matroska = container.format.name == "matroska,webm"  # its index is in order of presentation
-        packets: list[_Packet] = []
+        packets: list[tuple[int | None, bool]] = []  # time stamp, keyframe
         for packet in container.demux(stream):
             if packet.is_corrupt:
                 raise CorruptSample(path, f"is cut off or damaged at packet {len(packets)}")
             if packet.size and not packet.is_discard:  # discarded: outside of the edit list, never shown
-                packets.append(_Packet(packet.pts, packet.pts if matroska else packet.dts, packet.is_keyframe))
+                packets.append((packet.pts, packet.is_keyframe))
         if not packets:
             raise CorruptSample(path, "holds no frames")
         # a packet of vp8 may show nothing
         countable = container.format.name in INDEXED and stream.codec_context.name != "vp8"
-        container.seek(min((packet.seek for packet in packets if packet.seek is not None), default=0), stream=stream)
-        first = _to_rgb(path, next(container.decode(stream)), VideoReformatter())
-        info = VideoInfo(len(packets), first.shape[0], first.shape[1], tick=float(stream.time_base or 0))
-    timed = _timed(info, packets) if countable else None
-    if timed is not None:
-        return timed
+        tick = float(stream.time_base or 0)
     with _opened(path) as (container, stream):
-        return info._replace(frames=sum(1 for _ in container.decode(stream)))
+        decoded = container.decode(stream)
+        first = _to_rgb(path, next(decoded), VideoReformatter())
+        info = VideoInfo(len(packets), first.shape[0], first.shape[1], tick)
+        timed = _timed(info, packets) if countable else None
+        return timed or info._replace(frames=1 + sum(1 for _ in decoded))
 
 
-def _timed(info: VideoInfo, packets: list[_Packet]) -> VideoInfo | None:
+def _timed(info: VideoInfo, packets: list[tuple[int | None, bool]]) -> VideoInfo | None:
     """Start, gaps and keyframes put in; None if the time stamps do not tell the frames apart."""
-    times = sorted(packet.shown for packet in packets if packet.shown is not None)
+    times = sorted(time for time, _ in packets if time is not None)
     if len(set(times)) < len(packets):
         return None
     gaps = [(len(list(run)), gap) for gap, run in groupby(after - before for before, after in pairwise(times))]
-    keyframes = sorted(
-        (bisect_left(times, packet.shown), packet.seek)
-        for packet in packets
-        if packet.keyframe and packet.shown is not None and packet.seek is not None
-    )
+    keyframes = sorted(bisect_left(times, time) for time, keyframe in packets if keyframe and time is not None)
     return info._replace(start=times[0], gaps=tuple(gaps), keyframes=tuple(keyframes))
 
 
 def _seek_and_decode(path: str, wanted: list[int], info: VideoInfo) -> list[np.ndarray]:
     times = info.timestamps()
-    starts = [index for index, _ in info.keyframes]
+    needed = frozenset(times[wanted].tolist())
     reformatter = VideoReformatter()
     images: list[np.ndarray] = []
     with _opened(path) as (container, stream):
@@ -212,31 +200,31 @@ def _seek_and_decode(path: str, wanted: list[int], info: VideoInfo) -> list[np.n
         for index in wanted:
             # With open groups of pictures, frames shown before a keyframe may come after it in the file: only a
             # keyframe that is shown no later than the wanted frame is a place to start from.
-            keyframe = max(bisect_right(starts, index) - 1, 0)
-            if position < 0 or starts[keyframe] > position:
-                decoded = _decode_from(container, stream, info.keyframes[keyframe][1], times)
+            keyframe = info.keyframes[max(bisect_right(info.keyframes, index) - 1, 0)]
+            if position < 0 or keyframe > position:
+                decoded = _decode_from(container, stream, times, keyframe, needed)
             frame = _advance(decoded, index)
-            if frame is None:  # the keyframe was none (gradual refresh, a bad index): start from the beginning
-                decoded = _decode_from(container, stream, info.keyframes[0][1], times)
-                frame = _advance(decoded, index)
-            if frame is None:
-                raise CorruptSample(path, f"frame {index} of {info.frames} cannot be decoded")
+            if frame is None:  # the seek led too far, or decoding cannot start there: go the long way
+                return images + _decode_and_count(path, wanted[len(images) :])
             images.append(_to_rgb(path, frame, reformatter))
             position = index
     return images
 
 
 def _decode_from(
-    container: InputContainer, stream: VideoStream, timestamp: int, times: np.ndarray
+    container: InputContainer, stream: VideoStream, times: np.ndarray, keyframe: int, needed: frozenset[int]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Frames with their indices, from the keyframe with this time stamp (or an earlier one) on."""
-    container.seek(timestamp, stream=stream)
-    for frame in container.decode(stream):
-        if frame.pts is None:
-            continue
-        index = int(np.searchsorted(times, frame.pts))
-        if index < len(times) and times[index] == frame.pts:
-            yield index, frame
+    """Frames with their indices, from a keyframe (or an earlier one) on; those that nobody needs may be missing."""
+    container.seek(int(times[keyframe]), stream=stream)
+    for packet in container.demux(stream):
+        # frames that no other refers to cost nothing if they are not needed themselves
+        stream.codec_context.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
+        for frame in packet.decode():
+            if frame.pts is None:
+                continue
+            index = int(np.searchsorted(times, frame.pts))
+            if index < len(times) and times[index] == frame.pts:
+                yield index, frame
 
 
 def _advance(decoded: Iterator[tuple[int, av.VideoFrame]], wanted: int) -> av.VideoFrame | None:

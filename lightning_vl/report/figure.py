@@ -19,6 +19,7 @@ from lightning_vl.report.table import Comparison, Row, heading, is_share, lower_
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 GREY = "#555555"
+MOST_CURVES = 12
 NEAR = 9  # points between a marker and its label
 ANCHORS = {"left": (0.0, 0.5), "right": (1.0, 0.5), "center": (0.5, 0.5)}  # where a line leaves a label
 LOG_FROM = 10.0  # compute that spans more than this factor is drawn on a logarithmic axis
@@ -70,10 +71,13 @@ def accuracy_over_compute(comparison: Comparison, titled: bool = True) -> Figure
     if titled:
         figure.suptitle(comparison.title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     bars = f"Bars: ± sample standard deviation over {number} runs." if any(point.spread for point in points) else ""
-    figure.supxlabel(bars or f"{number} run{'s' * (number != '1')} each.", x=0.01, ha="left", fontsize=9, color=GREY)
+    bars = bars or f"{number} run{'s' * (number != '1')} each."
+    caption = figure.supxlabel(bars, x=0.01, ha="left", fontsize=9, color=GREY)
     figure.draw_without_rendering()  # settles the layout, so that labels can be placed
     figure.set_layout_engine("none")
-    _direct_labels(axes[0], points)
+    unlabelled = _direct_labels(axes[0], points)
+    if unlabelled:
+        caption.set_text(f"{caption.get_text()} {unlabelled} of {len(points)} points are too close to be named.")
     if paper:
         _direct_labels(axes[1], paper)
     return figure
@@ -86,15 +90,21 @@ def curves(comparison: Comparison) -> Figure | None:
     """
     suffix = (comparison.metric or "").partition("/")[2]
     wanted = [name for name in (f"val/{suffix}", "train/loss") if suffix or name == "train/loss"]
-    logged = {row.label: [run.curves() for run in row.runs] for row in comparison.rows}
+    rows = _best(comparison)
+    logged = {row.label: [run.curves() for run in row.runs] for row in rows}
     panels = [name for name in wanted if any(name in curve for runs in logged.values() for curve in runs)]
     if not panels:
         return None
     figure = _figure(6.6 * len(panels), 4.4)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     ends = [_curves_panel(panel, name, logged) for panel, name in zip(axes, panels, strict=True)]
+    few = f" The {len(rows)} best of {len(comparison.rows)} experiments." if len(rows) < len(comparison.rows) else ""
     figure.supxlabel(
-        "Lines: mean over the runs. Bands: ± sample standard deviation.", x=0.01, ha="left", fontsize=9, color=GREY
+        f"Lines: mean over the runs. Bands: ± sample standard deviation.{few}",
+        x=0.01,
+        ha="left",
+        fontsize=9,
+        color=GREY,
     )
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -121,6 +131,18 @@ class _Point:
         self.x, self.y, self.spread, self.label = x, y, spread, label
         self.colour = COLOURS[style % len(COLOURS)]
         self.marker = MARKERS[style % len(MARKERS)]
+
+
+def _best(comparison: Comparison) -> list[Row]:
+    """As many rows as a panel of curves can hold, the best by the metric, in the table's order."""
+    metric = comparison.metric
+    if metric is None or len(comparison.rows) <= MOST_CURVES:
+        return list(comparison.rows[:MOST_CURVES])
+    sign = 1 if lower_is_better(metric) else -1
+    ranked = sorted(
+        (row for row in comparison.rows if metric in row.metrics), key=lambda row: sign * row.metrics[metric].mean
+    )
+    return [row for row in comparison.rows if row in ranked[:MOST_CURVES]]
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -170,8 +192,12 @@ def _scatter(axes: Axes, points: Sequence[_Point], title: str, x: str, y: str) -
     axes.margins(y=0.15)
 
 
-def _direct_labels(axes: Axes, points: Sequence[_Point]) -> None:
-    """Writes each label at the nearest free place around its marker, with a thin line to it where that is not close."""
+def _direct_labels(axes: Axes, points: Sequence[_Point]) -> int:
+    """Writes each label at the nearest free place around its marker, with a thin line to it where that is not close.
+
+    Gives the number of points for whose labels there was no place.
+    """
+    unlabelled = 0
     figure = axes.figure
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     frame = axes.get_window_extent(renderer)
@@ -194,7 +220,8 @@ def _direct_labels(axes: Axes, points: Sequence[_Point]) -> None:
             if inside and not any(box.overlaps(other) for other in taken):
                 break
         else:
-            dx, dy, side = _places()[0]
+            unlabelled += 1  # nothing can be read where names cover each other: the table has them all
+            continue
         taken.append(box)
         far = abs(dx) > NEAR or abs(dy) > 1.5 * NEAR
         axes.annotate(
@@ -217,6 +244,7 @@ def _direct_labels(axes: Axes, points: Sequence[_Point]) -> None:
             if far
             else None,
         )
+    return unlabelled
 
 
 def _places() -> list[tuple[int, int, str]]:

@@ -77,13 +77,13 @@ def test_seeking_gives_the_pixels_of_a_whole_decode(
 
 def test_seeking_decodes_few_frames(tmp_path: Path, make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the seek, the last second of a long file would cost the decoding of all of it."""
-    path = make_video(tmp_path / "long.mp4", 140, options={"g": "10"})
+    path = make_video(tmp_path / "long.mp4", 140, options={"g": "40", "sc_threshold": "0", "bf": "3"})
     info = scan(path)
     decoded: list[int] = []
     original = np.searchsorted
     monkeypatch.setattr(np, "searchsorted", lambda times, value: decoded.append(value) or original(times, value))
-    read_frames(path, [5, 133], info)
-    assert len(decoded) <= 20  # a group of ten for each of the two at most
+    read_frames(path, [5, 83, 125], info)
+    assert len(decoded) <= 6 + 4 + 6  # keyframes are 0, 40, 80, 120
     print(f"decoded {len(decoded)} of {info.frames} frames")
 
 

@@ -29,7 +29,7 @@ class Numbered(VideoSource):
 
     def read(self, split: Split, index: int, frames: Sequence[int]) -> np.ndarray:
         self.asked.append(list(frames))
-        video = np.empty((len(frames), 32, 48, 3), np.uint8)
+        video = np.zeros((len(frames), 32, 48, 3), np.uint8)
         video[..., 0] = np.array(frames)[:, None, None]
         video[..., 1] = np.arange(48)
         return video

@@ -6,7 +6,6 @@ import sys
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_vl.nn.embeddings import TubeletEmbedding
@@ -97,23 +96,28 @@ RULES = [
     ("product with a number", lambda x: 2 * x, [SHAPE], N),
     ("difference, quotient", lambda x: (x - x) / x, [SHAPE], 2 * N),
     ("1 - x", lambda x: 1 - x, [SHAPE], N),
-    ("tanh GELU", lambda x: F.gelu(x, approximate="tanh"), [SHAPE], 8 * N),
-    ("erf GELU", F.gelu, [SHAPE], 4 * N),
-    ("ReLU", F.relu, [SHAPE], N),
+    ("tanh GELU", lambda x: nn.functional.gelu(x, approximate="tanh"), [SHAPE], 8 * N),
+    ("erf GELU", nn.functional.gelu, [SHAPE], 4 * N),
+    ("ReLU", nn.functional.relu, [SHAPE], N),
     ("transcendentals are free", lambda x: x.exp().tanh().rsqrt().sigmoid(), [SHAPE], 0),
     ("softmax over rows of 5", lambda x: x.softmax(-1), [SHAPE], 4 * N - 2 * 6),
     ("softmax over columns of 3", lambda x: x.softmax(1), [SHAPE], 4 * N - 2 * 10),
-    ("LayerNorm 7 + 4 a row", lambda x, w, b: F.layer_norm(x, (5,), w, b), [SHAPE, (5,), (5,)], 7 * N + 4 * 6),
-    ("LayerNorm without weights", lambda x: F.layer_norm(x, (5,)), [SHAPE], 5 * N + 4 * 6),
+    (
+        "LayerNorm 7 + 4 a row",
+        lambda x, w, b: nn.functional.layer_norm(x, (5,), w, b),
+        [SHAPE, (5,), (5,)],
+        7 * N + 4 * 6,
+    ),
+    ("LayerNorm without weights", lambda x: nn.functional.layer_norm(x, (5,)), [SHAPE], 5 * N + 4 * 6),
     ("mean", lambda x: x.mean(1), [SHAPE], N),
     ("sum", lambda x: x.sum(1), [SHAPE], N - 10),
     ("length", lambda x: torch.linalg.vector_norm(x, dim=-1), [SHAPE], N + (N - 6)),
     ("moving data is free", lambda x: torch.cat([x.transpose(0, 1).flatten(), x.reshape(-1)]), [SHAPE], 0),
     ("matrix product", lambda x, w: x @ w, [(3, 5), (5, 7)], 0),
-    ("linear with bias", F.linear, [SHAPE, (7, 5), (7,)], 2 * 3 * 7),
-    ("linear without bias", F.linear, [SHAPE, (7, 5)], 0),
-    ("convolution with bias", F.conv2d, [(1, 3, 8, 8), (4, 3, 2, 2), (4,)], 4 * 7 * 7),
-    ("convolution without bias", F.conv2d, [(1, 3, 8, 8), (4, 3, 2, 2)], 0),
+    ("linear with bias", nn.functional.linear, [SHAPE, (7, 5), (7,)], 2 * 3 * 7),
+    ("linear without bias", nn.functional.linear, [SHAPE, (7, 5)], 0),
+    ("convolution with bias", nn.functional.conv2d, [(1, 3, 8, 8), (4, 3, 2, 2), (4,)], 4 * 7 * 7),
+    ("convolution without bias", nn.functional.conv2d, [(1, 3, 8, 8), (4, 3, 2, 2)], 0),
 ]
 
 
@@ -132,7 +136,9 @@ def test_attention(masked: bool) -> None:
     b, h, queries, keys, c = 2, 3, 5, 7, 4
     q, k, v = (torch.empty(b, h, n, c, device="meta") for n in (queries, keys, keys))
     mask = torch.empty(queries, keys, device="meta") if masked else None
-    counted = count_operations(Calls(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)), q, k, v)
+    counted = count_operations(
+        Calls(lambda q, k, v: nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)), q, k, v
+    )
     scores = b * h * queries * keys
     assert counted.macs == 2 * scores * c
     assert counted.elementwise == b * h * queries * c + 4 * scores - 2 * b * h * queries + masked * scores
@@ -145,7 +151,7 @@ def test_attention_written_out_counts_the_same() -> None:
     def written_out(q: Tensor) -> Tensor:
         return ((q * 0.5) @ q.transpose(-2, -1)).softmax(-1) @ q
 
-    fused = count_operations(Calls(lambda q: F.scaled_dot_product_attention(q, q, q)), q)
+    fused = count_operations(Calls(lambda q: nn.functional.scaled_dot_product_attention(q, q, q)), q)
     assert count_operations(Calls(written_out), q) == fused
 
 

@@ -65,6 +65,22 @@ def test_labels_do_not_overlap(crowded: Comparison, draw) -> None:
         assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
 
 
+def test_crowd_is_thinned_and_says_so(make_run, tmp_path: Path) -> None:
+    """Of thirty experiments at one point and curves without end nothing could be read: names give way, the best are drawn."""
+    for number in range(30):
+        value = 0.9 + number / 10000 if number else 0.1
+        make_run(f"e{number:02d}", 0, {"test/top1": value}, curve={"val/top1": {10: 0.1, 20: value}})
+    comparison = compare(*find_runs([tmp_path / "runs"]))
+    scatter, lines = accuracy_over_compute(comparison), curves(comparison)
+    assert scatter is not None
+    assert lines is not None
+    named = [text.get_text() for text in scatter.axes[0].texts]
+    assert len(named) < 30
+    assert f"{30 - len(named)} of 30 points are too close to be named" in scatter.get_supxlabel()
+    assert [text.get_text() for text in lines.axes[0].texts] == [f"e{number}" for number in range(18, 30)]
+    assert "The 12 best of 30" in lines.get_supxlabel()
+
+
 def test_curves_are_means_over_common_steps(make_run, tmp_path: Path) -> None:
     """A step that one of the seeds lacks is left out: the mean of the others would jump there."""
     make_run("a", 0, {"test/top1": 0.5}, curve={"val/top1": {10: 0.2, 20: 0.4, 30: 0.6}})

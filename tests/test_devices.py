@@ -1,0 +1,50 @@
+"""Two processes are one: losses, evaluation and the record of a run on two gloo ranks."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support import TINY, Command
+
+EXPERIMENT = "experiments/vivit_fact_encoder.yaml"
+STEPS = (
+    *TINY,
+    "--trainer.max_steps=4",
+    "--trainer.val_check_interval=2",
+    "--trainer.log_every_n_steps=1",
+    # seven samples: an uneven number for two ranks
+    "--data.init_args.source.init_args.test_clips=7",
+)
+
+
+def record(folder: Path) -> tuple[dict[str, float], dict[int, float]]:
+    """Metrics of the record, and the training losses by step."""
+    results = json.loads((folder / "results.json").read_text())
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return results["metrics"], {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+
+
+@pytest.mark.slow
+def test_two_ranks_are_one_run_with_the_same_losses(command: Command, tmp_path: Path) -> None:
+    """Breaks if ranks see other samples, gradients are not averaged, or evaluation pads: 7 samples on 2 ranks count 7."""
+    for name, devices in (("one", ()), ("two", ("-c", "experiments/overlays/cpu_ddp.yaml"))):
+        done = command("fit", "-c", EXPERIMENT, *devices, *STEPS, f"--run.root={tmp_path}", f"--run.id={name}")
+        assert done.returncode == 0, done.stderr
+    assert [path.name for path in sorted((tmp_path / "vivit_fact_encoder").iterdir())] == ["one", "two"]
+    one, losses_of_one = record(tmp_path / "vivit_fact_encoder" / "one")
+    two, losses_of_two = record(tmp_path / "vivit_fact_encoder" / "two")
+    assert losses_of_one.keys() == losses_of_two.keys()
+    # a rank logs its own half of the batch: what both learnt shows in what they evaluate together
+    for name, value in one.items():
+        assert two[name] == pytest.approx(value, abs=1e-6), name
+    assert two["test/top1"] * 7 == pytest.approx(round(two["test/top1"] * 7), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_new_run_on_two_ranks_has_one_folder(command: Command, tmp_path: Path) -> None:
+    """Breaks if each process invents a run of its own when no id is given."""
+    overlay = ("-c", "experiments/overlays/cpu_ddp.yaml")
+    done = command("fit", "-c", EXPERIMENT, *overlay, *STEPS, f"--run.root={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "vivit_fact_encoder").iterdir()
+    assert json.loads((folder / "results.json").read_text())["devices"] == 2

@@ -1,0 +1,138 @@
+"""Every experiment's file: parsed, built at full size on the meta device, and run for a step."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from support import ROOT, SHRUNK, TINY, verb
+
+from lightning_vl.cli import build
+from lightning_vl.report.family import check_family, read_sweep
+
+EMBEDDED = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("experiments/*.yaml"))
+PAPER = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("experiments/paper/*.yaml"))
+OVERLAYS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("experiments/overlays/*.yaml"))
+SWEEPS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("experiments/sweeps/*.yaml"))
+ROOT_GIVEN = "--data.init_args.source.init_args.root=/data"
+
+
+@pytest.fixture(autouse=True)
+def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are named from the repository's root."""
+    monkeypatch.chdir(ROOT)
+
+
+def test_there_are_experiments() -> None:
+    """Breaks if the patterns above find nothing, and every test below passes by being empty."""
+    assert len(EMBEDDED) >= 5
+    assert len(PAPER) >= 8
+    assert SWEEPS
+
+
+# Sec. 6.3 of the paper's figures: K400 head, exact
+PARAMETERS = {
+    "vivit_spatiotemporal_k400": 88_954_000,
+    "vivit_fact_encoder_k400": 115_062_928,
+    "vivit_fact_self_attention_k400": 117_319_312,
+    "vivit_fact_dot_product_k400": 88_952_464,
+    "vivit_avg_pool_k400": 86_696_080,
+}
+
+
+@pytest.mark.parametrize("file", EMBEDDED + PAPER)
+def test_it_is_built_at_full_size_without_memory(file: str) -> None:
+    """Breaks if a file does not parse, a network allocates real memory on meta, or its size is not the paper's."""
+    with torch.device("meta"):
+        experiment = build([file], [ROOT_GIVEN] if file in PAPER else [])
+    assert experiment.name == Path(file).stem
+    parameters = list(experiment.task.net.parameters())
+    assert all(parameter.is_meta for parameter in parameters)
+    if experiment.name in PARAMETERS:
+        assert sum(parameter.numel() for parameter in parameters) == PARAMETERS[experiment.name]
+
+
+@pytest.mark.parametrize("file", EMBEDDED)
+def test_it_is_fitted_validated_and_tested(file: str, tmp_path: Path) -> None:
+    """Breaks if an experiment fails on its own data."""
+    steps = ("--trainer.max_steps=1", "--trainer.val_check_interval=1")
+    assert verb("fit", "-c", file, *TINY, *steps, f"--run.root={tmp_path}", "--run.id=smoke") == 0
+    assert (tmp_path / Path(file).stem / "smoke" / "results.json").exists()
+
+
+@pytest.mark.parametrize("file", PAPER)
+def test_the_papers_recipe_is_fitted_validated_and_tested_when_small(file: str, tmp_path: Path) -> None:
+    """Breaks if a recipe's augmentation, heads, schedule or views fail: network and video are small, the rest is the file's."""
+    recipe = yaml.safe_load((ROOT / file).read_text())
+    heads = recipe["model"]["init_args"]["net"]["init_args"]["classes"]
+    source = make_source(recipe["data"]["init_args"]["source"]["class_path"], tmp_path / "data", heads)
+    arguments = ("fit", "-c", file, *SHRUNK, *source, f"--run.root={tmp_path}", "--run.id=smoke")
+    assert verb(*arguments) == 0
+    assert (tmp_path / Path(file).stem / "smoke" / "results.json").exists()
+
+
+def make_source(class_path: str, root: Path, heads: dict[str, int]) -> list[str]:
+    """A data set of a few real mp4 files in the layout that the experiment's source reads, with all classes declared."""
+    import json
+
+    from support import write_video
+
+    root.mkdir()
+    prefix = "--data.init_args.source.init_args."
+    videos = [f"v{i}.mp4" for i in range(4)]
+    match class_path:
+        case "KineticsCsv":
+            for name in videos:
+                write_video(root / name, frames=12)
+            names = [f"class {i}" for i in range(heads["class"])]
+            (root / "classes.txt").write_text("\n".join(names) + "\n")
+            for split in ("train", "val"):
+                (root / f"{split}.csv").write_text("".join(f"{name} {i}\n" for i, name in enumerate(videos)))
+            return [f"{prefix}root={root}", f"{prefix}class_names=classes.txt"]
+        case "SomethingSomething":
+            folder = root / "20bn-something-something-v2"
+            folder.mkdir()
+            for i in range(4):
+                write_video(folder / f"{i}.webm", frames=12)
+            labels = {f"Doing number {i}": str(i) for i in range(heads["class"])}
+            (root / "something-something-v2-labels.json").write_text(json.dumps(labels))
+            clips = [
+                {"id": str(i), "template": f"Doing number [{i}]" if False else f"Doing number {i}"} for i in range(4)
+            ]
+            for split in ("train", "validation"):
+                (root / f"something-something-v2-{split}.json").write_text(json.dumps(clips))
+            return [f"{prefix}root={root}"]
+        case "EpicKitchens":
+            for name in videos:
+                write_video(root / name, frames=12)
+            header = "narration_id,participant_id,video_id,start_frame,stop_frame,verb_class,noun_class\n"
+            lines = [f"n{i},P01,v{i},1,12,{i},{i}\n" for i in range(4)]
+            for split in ("train", "validation"):
+                (root / f"EPIC_100_{split}.csv").write_text(header + "".join(lines))
+            for head in ("noun", "verb"):
+                rows = "".join(f"{i},{head} {i}\n" for i in range(heads[head]))
+                (root / f"EPIC_100_{head}_classes.csv").write_text("id,key\n" + rows)
+            return [f"{prefix}root={root}", f"{prefix}media={{video_id}}.mp4"]
+    raise AssertionError(f"no test data for {class_path}: write some here")
+
+
+@pytest.mark.parametrize("file", OVERLAYS)
+def test_an_overlay_says_only_how_and_where(file: str) -> None:
+    """Breaks if an overlay changes the science: only these keys may stand in one."""
+    overlay = yaml.safe_load((ROOT / file).read_text())
+    allowed = {"trainer", "checkpoint_last", "run", "data"}
+    assert overlay.keys() <= allowed, "an overlay holds how and where to run"
+    how = {
+        "accelerator", "devices", "num_nodes", "strategy", "precision", "log_every_n_steps", "profiler",
+        "limit_train_batches", "limit_val_batches", "limit_test_batches", "max_steps", "val_check_interval",
+        "accumulate_grad_batches", "enable_progress_bar", "detect_anomaly",
+    }  # fmt: skip
+    assert overlay.get("trainer", {}).keys() <= how
+    assert overlay.get("data", {}).get("init_args", {}).keys() <= {"workers", "evaluation_batch_size"}
+
+
+@pytest.mark.parametrize("file", SWEEPS)
+def test_a_family_differs_only_in_what_it_declares(file: str) -> None:
+    """Breaks if an experiment of a sweep is changed alone: the comparison would not be controlled."""
+    sweep = read_sweep(file)
+    check_family(sweep.experiments, sweep.differ_only_in)

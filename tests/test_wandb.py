@@ -1,0 +1,63 @@
+"""W&B without a key and without a network: real offline runs, read back from their files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from support import ROOT, TINY, Command
+
+EXPERIMENT = "experiments/vivit_fact_encoder.yaml"
+STEPS = (*TINY, "--trainer.max_steps=2", "--trainer.val_check_interval=1", "--trainer.log_every_n_steps=1")
+SECRET = "canary-0123456789abcdef0123456789abcdef01234567"
+
+
+def offline_runs(folder: Path) -> list[dict[str, Any]]:
+    """What W&B's own reader finds in a run folder's offline runs."""
+    found = []
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        done = subprocess.run(
+            [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    return found
+
+
+def test_offline_without_a_key_with_the_whole_configuration(command: Command, tmp_path: Path) -> None:
+    """Breaks if W&B prompts, waits for a network, misses a part of the configuration, or finds a secret in its files."""
+    keys = {"HF_TOKEN": SECRET, "AWS_SECRET_ACCESS_KEY": SECRET, "WANDB_MODE": ""}
+    done = command(
+        "fit", "-c", EXPERIMENT, *STEPS, f"--run.root={tmp_path}", "--run.id=one", "--run.tags=[tried]", env=keys
+    )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "vivit_fact_encoder" / "one"
+    (run,) = offline_runs(folder)
+    text = json.dumps(run)
+    for value in (
+        "vivit_fact_encoder-one",
+        "vivit_fact_encoder/one",
+        "tried",
+        "MovingDigits",
+        "WarmupCosine",
+        "val/top1",
+    ):
+        assert value in text, value
+    assert "test/examples" in text
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert SECRET.encode() not in path.read_bytes(), path
+    assert SECRET not in done.stdout + done.stderr
+    assert ROOT.name  # the suite runs from a checkout
+
+
+def test_a_key_of_the_user_reaches_no_file(command: Command, tmp_path: Path) -> None:
+    """Breaks if the W&B key is written into a configuration, a log, a checkpoint or W&B's files."""
+    keys = {"WANDB_API_KEY": SECRET[-40:], "WANDB_MODE": "offline"}
+    done = command("fit", "-c", EXPERIMENT, *STEPS, f"--run.root={tmp_path}", "--run.id=one", env=keys)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("vivit_fact_encoder/one/wandb/offline-run-*/*.wandb"))
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert SECRET[-40:].encode() not in path.read_bytes(), path
