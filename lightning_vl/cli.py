@@ -54,6 +54,16 @@ from lightning_vl.run import (
 from lightning_vl.task import Task
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
+DESCRIPTIONS = {
+    "fit": "Train an experiment, then test its best checkpoint. Example: python -m lightning_vl fit -c "
+    "experiments/vivit_fact_encoder.yaml --seed_everything 1. The same --run.id again goes on where the run was stopped.",
+    "validate": "One pass over the validation split. Example: python -m lightning_vl validate -c RUN/config.yaml "
+    "--ckpt_path RUN/checkpoints/best.ckpt, where RUN is runs/<experiment>/<id>.",
+    "test": "One pass over the test split. Example: python -m lightning_vl test -c RUN/config.yaml "
+    "--ckpt_path RUN/checkpoints/best.ckpt, where RUN is runs/<experiment>/<id>.",
+    "predict": "Print what a checkpoint says of every test sample, one JSON object a line. Example: python -m lightning_vl "
+    "predict -c RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt > predictions.jsonl",
+}
 ALLOWED = ["lightning_vl", "lightning", "torch", "timm", "torchmetrics"]
 
 
@@ -126,8 +136,8 @@ class Bench(LightningCLI):
 
     def __init__(self, arguments: list[str] | dict[str, Any], run: bool = True) -> None:
         jsonargparse.set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=ALLOWED)
-        verbs = ("fit", "validate", "test", "predict")
         defaults = {"default_config_files": [str(DEFAULTS)]}
+        described = {verb: {**defaults, "description": text} for verb, text in DESCRIPTIONS.items()}
         super().__init__(  # type: ignore[call-arg]
             Task,
             DataModule,
@@ -135,7 +145,7 @@ class Bench(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             parser_class=Parser,
-            parser_kwargs={verb: dict(defaults) for verb in verbs} if run else defaults,
+            parser_kwargs={"prog": "python -m lightning_vl", **(described if run else defaults)},
             save_config_callback=None,
             auto_configure_optimizers=False,
             seed_everything_default=0,
@@ -503,6 +513,9 @@ def quiet() -> None:
         r".*Trying to infer the `batch_size`.*",
         r".*isinstance\(treespec, LeafSpec\).*",
         r".*when using `ckpt_path`, callbacks used to create.*",
+        r"(?s).*JsonargparseDeprecationWarning.*",
+        r"(?s).*was deprecated in v4.*",
+        r"(?s).*skip_none parameter was deprecated.*",
         r".*args parameter is intended to run from within Python.*",
     ):
         warnings.filterwarnings("ignore", pattern)

@@ -60,6 +60,7 @@ class Task(lightning.LightningModule, ABC):
         self.optimizer = optimizer
         self.schedule = schedule
         self.evaluation = nn.ModuleDict(evaluation)
+        self._micro_batches: list[dict[str, Tensor]] = []
         self.seed = 0  # the run's seed: set by the command before the run starts
         if init_from is not None:
             lightning.pytorch.utilities.rank_zero_info(str(init_from.apply(net)))
@@ -80,11 +81,19 @@ class Task(lightning.LightningModule, ABC):
                 "look at these samples, lower the learning rate, or clip gradients with trainer.gradient_clip_val",
             )
         self._ids = batch["id"]
-        logged = {"train/loss": total.detach()}
-        if len(losses) > 1:
-            logged |= {f"train/{name}": value.detach() for name, value in losses.items()}
-        self.log_dict(logged, prog_bar=True, batch_size=len(batch["id"]))
+        self._log_losses({"loss": total} if len(losses) == 1 else {"loss": total, **losses}, batch_idx)
         return total
+
+    def _log_losses(self, losses: dict[str, Tensor], batch_idx: int) -> None:
+        """Logs the mean over the micro-batches of a step and, where it is written down, over ranks."""
+        self._micro_batches.append({name: value.detach() for name, value in losses.items()})
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
+            return
+        written = (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        for name in losses:
+            mean = torch.stack([micro_batch[name] for micro_batch in self._micro_batches]).mean()
+            self.log(f"train/{name}", mean, prog_bar=name == "loss", sync_dist=written, batch_size=1)
+        self._micro_batches.clear()
 
     @final
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -35,7 +35,7 @@ def command(tmp_path: Path) -> Command:
     """Runs `python -m lightning_vl` as a user does, from the repository's root, runs in the test's folder."""
 
     def run(
-        *arguments: str, env: dict[str, str] | None = None, timeout: float = 300
+        *arguments: str, env: dict[str, str] | None = None, timeout: float = 600
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command_line(*arguments),

@@ -1,7 +1,7 @@
 """Frames of video files and of folders of frames, by index.
 
-A scan reads a file's packets without decoding them: it gives the number of frames, their times, and the keyframes at
-which decoding can start. With it, the wanted frames are reached from the nearest keyframe before each of them.
+A scan reads a file's packets without decoding their pictures: it gives the number of frames, their times, and the
+keyframes at which decoding can start. With it, the wanted frames are reached from the nearest keyframe before each.
 """
 
 import os
@@ -98,7 +98,9 @@ def count_frames(path: str) -> int:
 
 
 def scan(path: str) -> VideoInfo:
-    """Looks at a video file (without decoding more than a frame) or at a folder of numbered frames.
+    """Looks at a video file (decoding one frame, or all if it is not timed) or at a folder of numbered frames.
+
+    A webm or mkv that was cut off counts as the shorter video that it is: the format allows it.
 
     Raises:
         CorruptSample: there is no such file, it is no video, it is damaged or holds no frame.

@@ -16,7 +16,8 @@ from lightning_vl.report.table import heading, is_share, markdown_row
 
 EXPERIMENTS = Path("experiments")
 PAGE = EXPERIMENTS / "README.md"
-REQUIRED = ("Shows", "Command", "Hardware")  # of the header of an experiment; sweeps and overlays are described freely
+PARTS = ("Shows", "Command", "Hardware")  # that the header of an experiment must have
+FREE_PARTS = ("Command",)  # that of a sweep or an overlay
 CHAPTERS = {  # folder: heading, and what its files have in common
     ".": ("Embedded data", "Nothing to download; each ends in minutes on two CPU cores."),
     "real": ("Real data", "Small real data sets in a folder of yours, `DATA`; see [docs/data.md](../docs/data.md)."),
@@ -61,21 +62,25 @@ def read_header(path: Path) -> Header:
     parts: dict[str, list[str]] = {}
     current = title
     for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#") or (path.parent.name in FREE and title and line == "#"):
+        if not line.startswith("#"):
             break
-        text = line[1:]
-        label = _LABEL.fullmatch(text.strip()) if text.startswith(" ") and not text.startswith("  ") else None
+        text = line[1:].strip()
+        label = _LABEL.fullmatch(text) if not line.startswith("#  ") else None
         if label:
-            current = parts.setdefault(label[1], [])
-            text = label[2]
-        current.append(text.strip())
-    missing = [label for label in REQUIRED if label not in parts and path.parent.name not in FREE]
+            current, text = parts.setdefault(label[1], []), label[2]
+        elif text.startswith("python -m "):  # of a sweep or an overlay, without a label
+            current = parts.setdefault("Command", [])
+        elif current is parts.get("Command") and not text.startswith("--"):
+            current = parts.setdefault("", [])  # remarks on the command
+        current.append(text)
+    required = FREE_PARTS if path.parent.name in FREE else PARTS
+    missing = [name for name in required if name not in parts]
     if not title or missing:
         raise UserError(
             f"the header of {path} has no {', '.join(missing) or 'title'}",
-            f"start the file with a comment: a title, then {', '.join(REQUIRED)} and what differs from the paper",
+            f"start the file with a comment: a title, then {', '.join(required)}",
         )
-    return Header(" ".join(title), {label: " ".join(lines) for label, lines in parts.items()})
+    return Header(" ".join(title).strip(), {label: " ".join(lines) for label, lines in parts.items()})
 
 
 def page() -> str:
@@ -99,7 +104,8 @@ def _table(files: Sequence[Path]) -> list[str]:
 
 
 def _free(files: Sequence[Path]) -> list[str]:
-    return [f"- {_link(file)}: {read_header(file).title}" for file in files]
+    headers = {file: read_header(file) for file in files}
+    return [f"- {_link(file)}: {header.title}  \n  `{header.parts['Command']}`" for file, header in headers.items()]
 
 
 def _link(file: Path) -> str:

@@ -10,7 +10,7 @@ writes it anew.
 import argparse
 import json
 import os
-import shlex
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +22,7 @@ from lightning_vl.report.table import Row, default_metric, heading, make_row, ma
 
 RESULTS = Path("results")
 PAGE = Path("RESULTS.md")
+NO_EXPERIMENTS = ("sweeps", "overlays")  # folders of other files under experiments/
 _LOCAL = ("checkpoint", "host", "hostname", "user")
 
 _HEAD = """\
@@ -39,7 +40,7 @@ def publish(places: Sequence[str], note: str, command: str | None = None) -> lis
     Args:
         places: run folders, or folders of them.
         note: a line on these runs for RESULTS.md.
-        command: that makes them again, for one seed; the plain ``fit`` of the experiment's file where None.
+        command: that makes them again, for one seed; that of the experiment's file where None.
 
     Raises:
         UserError: nothing is finished, or the command or note names an absolute path.
@@ -55,7 +56,7 @@ def publish(places: Sequence[str], note: str, command: str | None = None) -> lis
     for run in runs:
         path = RESULTS / run.experiment / f"{run.id}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        made_by = command or f"python -m lightning_vl fit -c {_experiment_file(run.experiment)}"
+        made_by = command or _command_of(run.experiment)
         record = {**_without_local(run.results), "command": made_by, "note": note}
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         paths.append(path)
@@ -86,7 +87,7 @@ def page() -> str:
             lines.append(f"- **{row.experiment}**, seed {seeds}, commit {commits}{': ' + note if note else ''}  ")
             lines.append(f"  `{command} --seed_everything {same[0].seed}`")
     published = {row.experiment for row in rows}
-    files = [*sorted(Path("experiments").glob("*.yaml")), *sorted(Path("experiments/paper").glob("*.yaml"))]
+    files = sorted(file for file in Path("experiments").rglob("*.yaml") if file.parent.name not in NO_EXPERIMENTS)
     missing = [f"`{file.as_posix()}`" for file in files if file.stem not in published]
     if missing:
         lines += ["", "## Not run", "", ", ".join(missing)]
@@ -103,7 +104,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("runs", nargs="*", metavar="RUN_OR_FOLDER", help="runs to publish; none: only RESULTS.md")
     parser.add_argument("--note", default="", help="a line on these runs")
-    parser.add_argument("--command", help="that makes them again, without the seed (default: fit -c FILE)")
+    parser.add_argument(
+        "--command", help="that makes them again, without the seed (default: that of the file's header)"
+    )
     arguments = parser.parse_args(argv)
     try:
         for path in publish(arguments.runs, arguments.note, arguments.command) if arguments.runs else []:
@@ -158,13 +161,15 @@ def _commit(run: Run) -> str:
     return str(git.get("commit") or "unknown")[:8] + (" with changes" if git.get("dirty") else "")
 
 
-def _experiment_file(name: str) -> str:
+def _command_of(name: str) -> str:
+    """The command that the header of an experiment's file gives, or the plain ``fit`` where it gives none."""
     found = sorted(Path("experiments").rglob(f"{name}.yaml"))
     if not found:
         raise UserError(
             f"there is no experiments/**/{name}.yaml", "Give --command, the command that makes the runs again"
         )
-    return shlex.quote(found[0].as_posix())
+    header = re.search(r"^# Command: (python -m lightning_vl fit .*(?:\n# +--.*)*)", found[0].read_text(), re.MULTILINE)
+    return re.sub(r"\n# +", " ", header[1]) if header else f"python -m lightning_vl fit -c {found[0].as_posix()}"
 
 
 def _without_local(value: Any) -> Any:

@@ -344,6 +344,17 @@ def test_unreadable_files_are_refused_by_name(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.filterwarnings("error")
+def test_on_the_meta_device_only_names_and_shapes_are_checked(image_file: str, tmp_path: Path) -> None:
+    """Costs of an experiment that starts from weights are counted there: quietly, and what is refused is refused."""
+    other = save(image_model(layers=1).state_dict(), tmp_path / "other.safetensors")
+    with torch.device("meta"):
+        net = build(SpatioTemporal, image_size=24)
+        assert ImageInitialisation(image_file).apply(net).resized == ["positions"]
+        with pytest.raises(UserError, match="lacks"):
+            ImageInitialisation(other).apply(net)
+
+
 # --- from one ViViT to another --------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,9 @@ from lightning_vl.report.cost import static_cost
 from lightning_vl.report.profile import build_network
 
 FACT_ENCODER, POOL = "experiments/vivit_fact_encoder.yaml", "experiments/vivit_avg_pool.yaml"
-EXPERIMENTS = sorted([*ROOT.glob("experiments/*.yaml"), *ROOT.glob("experiments/paper/*.yaml")])
+EXPERIMENTS = sorted(
+    file for file in ROOT.glob("experiments/**/*.yaml") if file.parent.name not in ("sweeps", "overlays")
+)
 PAPER = {  # parameters, GMACs, the paper's GFLOPs
     "spatiotemporal": (88_954_000, 451.5, 455.2),
     "fact_encoder": (115_062_928, 283.3, 284.4),

@@ -58,6 +58,19 @@ def test_page_from_published_runs(here: Path, make_run) -> None:
     assert text == (here / "RESULTS.md").read_text()
 
 
+def test_command_is_that_of_the_file(here: Path, make_run) -> None:
+    """Real data needs its folder on the command line: the header of the experiment's file says how."""
+    (here / "experiments" / "real").mkdir()
+    header = "# Command: python -m lightning_vl fit -c experiments/real/clips.yaml --data.root DATA\n#   --init.path ID\n# More.\n"
+    (here / "experiments" / "real" / "clips.yaml").write_text(header + "x: 1\n")
+    make_run("clips", 2, {"test/top1": 0.5})
+    assert main(["runs"]) == 0
+    command = (
+        "python -m lightning_vl fit -c experiments/real/clips.yaml --data.root DATA --init.path ID --seed_everything 2"
+    )
+    assert f"`{command}`" in (here / "RESULTS.md").read_text()
+
+
 def test_published_record_names_no_machine(here: Path, make_run) -> None:
     """No absolute path, host or user reaches the repository."""
     make_run(
