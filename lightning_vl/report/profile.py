@@ -99,7 +99,8 @@ def find_device(name: str) -> "torch.device":
 def build_network(file: str) -> "torch.nn.Module":
     """The network of an experiment's file, on torch's default device.
 
-    Only what the key ``model`` says: the data, whose place an experiment at the paper's size does not know, is not needed.
+    Only what the key ``model`` says, and no weights to start from: where data and checkpoints lie is for the command line
+    of ``fit`` to say and changes no cost.
 
     Raises:
         UserError: the file is no experiment or has a wrong key or value under ``model``.
@@ -116,8 +117,10 @@ def build_network(file: str) -> "torch.nn.Module":
     parser = Parser()
     parser.add_subclass_arguments(Task, "model", required=True)
     with warnings.catch_warnings(action="ignore"):  # Lightning's, on saving hyper-parameters
-        settings = parser.parse_object({"model": read_yaml(Path(file)).get("model")})
-        task: Task = parser.instantiate(settings)["model"]
+        model = read_yaml(Path(file)).get("model")
+        if isinstance(model, dict) and isinstance(model.get("init_args"), dict):
+            model["init_args"].pop("init_from", None)
+        task: Task = parser.instantiate(parser.parse_object({"model": model}))["model"]
     return task.net
 
 
