@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from lightning.pytorch.callbacks.progress import ProgressBar
+from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from tqdm import tqdm
 
 REQUEUE = 85  # exit code that asks the batch script for a requeue

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import jsonargparse
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # experiment files call these classes by their short names, which are known once they are imported
 import lightning_vl.data.datasets.epic_kitchens
@@ -52,6 +52,7 @@ from lightning_vl.run import (
     write_results,
 )
 from lightning_vl.task import Task
+from lightning_vl.terminal import say
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 DESCRIPTIONS = {
@@ -69,6 +70,8 @@ ALLOWED = ["lightning_vl", "lightning", "torch", "timm", "torchmetrics"]
 
 class Parser(LightningArgumentParser):
     """Errors in two lines, with the nearest valid name; no abbreviated options."""
+
+    known_subparsers: dict[str, LightningArgumentParser] = {}  # noqa: RUF012 (set once, on the main parser)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # without it --trainer.max_epoch=3 is silently taken for max_epochs
@@ -113,7 +116,7 @@ def explain(message: str, parser: Parser) -> tuple[str, str]:
 def _known_names(parser: Parser, message: str) -> list[str]:
     """Keys of the command, and of the classes that the message speaks of."""
     names = {action.dest for action in parser._actions}
-    for subparser in getattr(parser, "known_subparsers", {}).values():
+    for subparser in parser.known_subparsers.values():
         names |= {action.dest for action in subparser._actions}
     for owner in _all_classes():
         if f"{owner.__module__}.{owner.__name__}" in message or f"'{owner.__name__}'" in message:
@@ -134,11 +137,11 @@ def _all_classes() -> list[type]:
 class Bench(LightningCLI):
     """The command over one experiment."""
 
-    def __init__(self, arguments: list[str] | dict[str, Any], run: bool = True) -> None:
+    def __init__(self, arguments: list[str] | None, run: bool = True) -> None:
         jsonargparse.set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=ALLOWED)
         defaults = {"default_config_files": [str(DEFAULTS)]}
         described = {verb: {**defaults, "description": text} for verb, text in DESCRIPTIONS.items()}
-        super().__init__(  # type: ignore[call-arg]
+        super().__init__(
             Task,
             DataModule,
             trainer_class=Trainer,
@@ -161,6 +164,7 @@ class Bench(LightningCLI):
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
+        assert isinstance(parser, Parser)
         parser.known_subparsers = self._subcommand_parsers
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -211,7 +215,9 @@ class Bench(LightningCLI):
         if self.subcommand is None:
             return super().instantiate_trainer(logger=False)
         self.throughput = Throughput()
-        last, best = (get(self.config_init, name) for name in ("checkpoint_last", "checkpoint_best"))
+        last: LastCheckpoint = get(self.config_init, "checkpoint_last")
+        best: ModelCheckpoint = get(self.config_init, "checkpoint_best")
+        self.last, self.best = last, best
         last.path = self.folder / "checkpoints" / "last.ckpt"
         best.dirpath = str(self.folder / "checkpoints")
         configured = get(self.config_init, "trainer")
@@ -258,7 +264,7 @@ class Bench(LightningCLI):
         started = now()
         say(self._summary())
         self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
-        best = self.trainer.checkpoint_callbacks[0].best_model_path or self.trainer.checkpoint_callbacks[1].path
+        best = self.best.best_model_path or self.last.path
         validation = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
         totals = self.throughput.summary(self.trainer.strategy.root_device)
         self.trainer.test(model, datamodule=datamodule, ckpt_path=str(best), verbose=False)
@@ -396,12 +402,6 @@ def _given(checkpoint: str | None) -> str:
     if checkpoint is None:
         raise UserError("no checkpoint is given", "name it: --ckpt_path runs/<experiment>/<id>/checkpoints/best.ckpt")
     return checkpoint
-
-
-@rank_zero_only
-def say(text: str) -> None:
-    """A line for the person at the terminal; stdout is left to results."""
-    print(text, file=sys.stderr)
 
 
 def show(results: dict[str, Any]) -> None:

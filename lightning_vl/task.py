@@ -8,7 +8,6 @@ import lightning
 import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import grad_norm
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -17,12 +16,13 @@ from lightning_vl.data.stream import Batch
 from lightning_vl.errors import UserError
 from lightning_vl.evaluation.examples import Example
 from lightning_vl.optim import Schedule, parameter_groups
+from lightning_vl.terminal import say
 
 
 class Initialisation(Protocol):
     """Puts weights from a file into a fresh network."""
 
-    def apply(self, net: nn.Module) -> Any:
+    def apply(self, net: Any) -> Any:
         """Loads the weights; gives a report with a readable text form."""
         ...
 
@@ -45,6 +45,7 @@ class Task(lightning.LightningModule, ABC):
     """
 
     unit = "samples"  # what one is called in the progress bar
+    net: Any  # a subclass says which network; nn.Module's own attributes are all tensors or modules to a type checker
 
     def __init__(
         self,
@@ -61,9 +62,13 @@ class Task(lightning.LightningModule, ABC):
         self.schedule = schedule
         self.evaluation = nn.ModuleDict(evaluation)
         self._micro_batches: list[dict[str, Tensor]] = []
+        self.init_from = init_from
         self.seed = 0  # the run's seed: set by the command before the run starts
-        if init_from is not None:
-            lightning.pytorch.utilities.rank_zero_info(str(init_from.apply(net)))
+
+    def setup(self, stage: str) -> None:
+        """Training starts from other weights, unless the run goes on from a checkpoint of its own."""
+        if stage == "fit" and self.init_from is not None and not self.trainer.ckpt_path:
+            say(str(self.init_from.apply(self.net)))
 
     @abstractmethod
     def losses(self, batch: Batch, outputs: Any) -> dict[str, Tensor]:
@@ -85,15 +90,21 @@ class Task(lightning.LightningModule, ABC):
         return total
 
     def _log_losses(self, losses: dict[str, Tensor], batch_idx: int) -> None:
-        """Logs the mean over the micro-batches of a step and, where it is written down, over ranks."""
+        """Logs, when it is time, the mean over the micro-batches of a step and over ranks."""
+        if not self._is_written_down:
+            return
         self._micro_batches.append({name: value.detach() for name, value in losses.items()})
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
             return
-        written = (self.global_step + 1) % self.trainer.log_every_n_steps == 0
         for name in losses:
             mean = torch.stack([micro_batch[name] for micro_batch in self._micro_batches]).mean()
-            self.log(f"train/{name}", mean, prog_bar=name == "loss", sync_dist=written, batch_size=1)
+            self.log(f"train/{name}", mean, prog_bar=name == "loss", sync_dist=True, batch_size=1)
         self._micro_batches.clear()
+
+    @property
+    def _is_written_down(self) -> bool:
+        """Whether the optimiser step under way is one whose numbers are logged."""
+        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     @final
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -120,7 +131,7 @@ class Task(lightning.LightningModule, ABC):
         losses = self.losses(batch, outputs)
         total = torch.stack(list(losses.values())).sum()
         self.log(f"{prefix}/loss", total, on_epoch=True, sync_dist=True, batch_size=len(batch["id"]))
-        self.evaluation[prefix].update(outputs, batch)
+        self._metric(prefix).update(outputs, batch)
         return outputs
 
     def on_validation_epoch_end(self) -> None:
@@ -132,7 +143,7 @@ class Task(lightning.LightningModule, ABC):
         self._log_evaluation("test")
 
     def _log_evaluation(self, prefix: str) -> None:
-        metric = self.evaluation[prefix]
+        metric = self._metric(prefix)
         values = metric.compute()  # sums over ranks
         metric.reset()
         self.log_dict(
@@ -140,21 +151,29 @@ class Task(lightning.LightningModule, ABC):
             prog_bar=prefix == "val",
         )
 
+    def _metric(self, prefix: str) -> Metric:
+        metric = self.evaluation[prefix]
+        assert isinstance(metric, Metric)
+        return metric
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seeds the step: the batch counter goes on over a resume, so the random numbers do too."""
-        seeds = np.random.SeedSequence([self.seed, self.global_rank, batch_idx]).generate_state(1, np.uint64)
-        torch.manual_seed(int(seeds[0]))
+        seed = int(np.random.SeedSequence([self.seed, self.global_rank, batch_idx]).generate_state(1, np.uint64)[0])
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Stops on gradients that are not finite, before they reach the weights."""
-        norms = grad_norm(self.net, norm_type=2)
-        norm = torch.as_tensor(norms.get("grad_2.0_norm_total", 0.0))
+        gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm) and self.trainer.precision != "16-mixed":  # float16 has its own scaler for this
             raise UserError(
                 f"the gradient is not finite at step {self.global_step} for {_names({'id': self._ids})}",
                 "look at these samples, lower the learning rate, or clip gradients with trainer.gradient_clip_val",
             )
-        self.log("train/gradient_norm", norm)
+        if self._is_written_down:
+            self.log("train/gradient_norm", norm)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Before the weights are loaded, the data must be prepared as it was for them."""

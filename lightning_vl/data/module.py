@@ -19,6 +19,7 @@ from lightning_vl.data.stream import (
     evaluation_loader,
 )
 from lightning_vl.errors import UserError
+from lightning_vl.terminal import say
 
 
 class DataModule(lightning.LightningDataModule, ABC):
@@ -122,7 +123,7 @@ class DataModule(lightning.LightningDataModule, ABC):
         for report in batch.pop("skipped", ()):
             if report not in self.skipped:
                 self.skipped[report] = None
-                lightning.pytorch.utilities.rank_zero_info(f"skipped an unreadable sample: {report}")
+                say(f"skipped an unreadable sample: {report}")
         total = sum(len(dataset) for dataset in self.datasets.values())
         if len(self.skipped) > self.max_corrupt * total:
             raise UserError(

@@ -25,7 +25,7 @@ class Key(NamedTuple):
     """Names one draw of one sample: its randomness is seeded with both."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name
 
 
 class SeededDataset(Protocol):
@@ -210,7 +210,7 @@ def evaluation_loader(dataset: KeyedDataset, keys: EvaluationKeys, workers: int,
     )
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Batch:
     return batch  # KeyedDataset has collated it
 
 

@@ -24,6 +24,8 @@ class ClassificationMetrics(Metric):
     """
 
     full_state_update = False
+    correct: Tensor  # (names, 2): right within one, within five
+    total: Tensor
 
     def __init__(self, classes: Mapping[str, int], baseline: bool) -> None:
         super().__init__()

@@ -3,7 +3,8 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def compare(
         if sweep
         else "Comparison of " + (", ".join(by_experiment) if len(rows) < 4 else f"{len(rows)} experiments"),
         metric=metric,
-        rows=tuple(_marked(row) if row is best else row for row in rows),
+        rows=tuple(replace(row, best=True) if row is best else row for row in rows),
         warnings=tuple(warnings),
         left_out=tuple(left_out),
         sweep=sweep,
@@ -156,12 +157,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _marked(row: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(row, best=True)
-
-
 def _controls(
     by_experiment: Mapping[str, Sequence[Run]], sweep: Sweep | None
 ) -> tuple[list[str], dict[str, dict[str, Any]]]:
@@ -202,7 +197,7 @@ def _controls(
     return warnings, differing
 
 
-def _listed(keys: Any) -> str:
+def _listed(keys: Iterable[str]) -> str:
     keys = list(keys)
     more = f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else ""
     return ", ".join(keys[:SHOWN_KEYS]) + more

@@ -94,6 +94,12 @@ def read_sweep(path: str | Path) -> Sweep:
     for file in [*sweep.experiments, *sweep.cost.values()]:
         if not Path(file).is_file():
             raise UserError(f"{path}: {file} does not exist", "Paths are relative to the working directory")
+    for override in sweep.overrides:
+        if not override.startswith("--") or override.startswith(("--run.", "--seed_everything")):
+            raise UserError(
+                f"{path}: overrides has {override!r}",
+                "Write --key=value; seed, id and place of a run are the sweep's own to give",
+            )
     named = {
         "labels": [*sweep.labels],
         "cost": [*sweep.cost],

@@ -15,9 +15,9 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from lightning_vl.errors import UserError
 from lightning_vl.report.compare import compare, read_costs, sweep_folder, write
@@ -256,8 +256,6 @@ def _measure_costs(sweep: Sweep) -> list[str]:
 
 def _report(sweep: Sweep, warnings: Sequence[str]) -> None:
     """Compare what is finished, and write and print it."""
-    from dataclasses import replace
-
     from rich.console import Console
 
     from lightning_vl.report.table import print_table
@@ -289,10 +287,9 @@ def _show_progress(running: Sequence[Task]) -> None:
     sys.stderr.flush()
 
 
-def _say(line: str, stream: TextIO | None = None) -> None:
-    stream = stream or sys.stderr
-    clear = "\r\x1b[2K" if stream.isatty() else ""
-    print(f"{clear}{line}", file=stream, flush=True)
+def _say(line: str) -> None:
+    clear = "\r\x1b[2K" if sys.stderr.isatty() else ""  # what _show_progress left there
+    print(f"{clear}{line}", file=sys.stderr, flush=True)
 
 
 def _minutes(seconds: float) -> str:

@@ -59,6 +59,8 @@ def test_reads_a_sweep(write) -> None:
         ({"title": 5}, "title is 5", "text"),
         ({"experiments": ["c.yaml"]}, "c.yaml does not exist", "working directory"),
         ({"cost": {"aa": "big.yaml"}}, "cost names 'aa'", "Did you mean 'a'"),
+        ({"overrides": ["--run.root=elsewhere"]}, "overrides has '--run.root=elsewhere'", "--key=value"),
+        ({"overrides": ["trainer.max_steps=1"]}, "overrides has 'trainer.max_steps=1'", "--key=value"),
         ({"labels": {"c": "x"}}, "labels names 'c'", "Valid: a, b"),
         ({"runtime_baseline": "c"}, "runtime_baseline names 'c'", "Valid: a, b"),
         ({"paper": {"source": "x", "columns": {"acc": "acc"}, "rows": {"a": {"ac": 1}}}}, "column 'ac'", "'acc'"),

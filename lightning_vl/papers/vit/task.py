@@ -48,6 +48,7 @@ class ViTTask(Task):
 
     def setup(self, stage: str) -> None:
         """The network's head and image size must be the data's."""
+        super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ImageData):
             return

@@ -40,6 +40,7 @@ class ViViTTask(Task):
         init_from: an image ViT or a ViViT to start from.
     """
 
+    net: ViViT
     unit = "clips"
 
     def __init__(
@@ -59,6 +60,7 @@ class ViViTTask(Task):
 
     def setup(self, stage: str) -> None:
         """The network's heads must be the data's."""
+        super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, VideoData):
             return
