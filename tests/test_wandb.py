@@ -13,15 +13,15 @@ STEPS = (*TINY, "--trainer.max_steps=2", "--trainer.val_check_interval=1", "--tr
 SECRET = "canary-0123456789abcdef0123456789abcdef01234567"
 
 
-def offline_runs(folder: Path) -> list[dict[str, Any]]:
-    """What W&B's own reader finds in a run folder's offline runs."""
+def offline_runs(folder: Path) -> list[list[dict[str, Any]]]:
+    """The records that W&B's own reader finds in each of a run folder's offline runs."""
     found = []
     for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         done = subprocess.run(
             [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        found.append(json.loads(done.stdout))
+        found.append([json.loads(line) for line in done.stdout.splitlines()])
     return found
 
 
@@ -53,11 +53,33 @@ def test_offline_without_a_key_with_the_whole_configuration(command: Command, tm
 
 
 def test_a_key_of_the_user_reaches_no_file(command: Command, tmp_path: Path) -> None:
-    """Breaks if the W&B key is written into a configuration, a log, a checkpoint or W&B's files."""
-    keys = {"WANDB_API_KEY": SECRET[-40:], "WANDB_MODE": "offline"}
+    """Breaks if the key is written into a configuration, a log, a checkpoint or W&B's files, or a missing network hangs."""
+    keys = {"WANDB_API_KEY": SECRET[-40:], "WANDB_MODE": "online"}
     done = command("fit", "-c", EXPERIMENT, *STEPS, f"--run.root={tmp_path}", "--run.id=one", env=keys)
     assert done.returncode == 0, done.stderr
+    assert "cannot be reached: W&B logs offline" in done.stderr
     assert list(tmp_path.glob("vivit_fact_encoder/one/wandb/offline-run-*/*.wandb"))
     for path in tmp_path.rglob("*"):
         if path.is_file():
             assert SECRET[-40:].encode() not in path.read_bytes(), path
+
+
+def test_a_resumed_run_is_one_run_whose_steps_do_not_go_back(command: Command, tmp_path: Path) -> None:
+    """Breaks if a restart is another run at W&B, or logs a step for a second time."""
+    folder = tmp_path / "vivit_fact_encoder" / "one"
+    arguments = ("fit", "-c", EXPERIMENT, *STEPS, f"--run.root={tmp_path}", "--run.id=one")
+    for _ in range(2):
+        assert command(*arguments, env={"WANDB_MODE": "offline"}).returncode == 0
+        (folder / "results.json").unlink()
+        (folder / "checkpoints" / "last.ckpt").unlink()  # goes on from the best one, which is older
+    runs = offline_runs(folder)
+    assert len(runs) == 2
+    logged: list[tuple[int, str]] = []
+    for records in runs:
+        assert "vivit_fact_encoder-one" in json.dumps(records)
+        for record in records:
+            if record["type"] == "history":
+                row = record["history"]["item"]
+                logged += [(int(row["trainer/global_step"]), key) for key in row if key.startswith(("train/", "val/"))]
+    assert any(key == "train/loss" for _, key in logged)
+    assert len(logged) == len(set(logged)), "a step was logged twice"
