@@ -37,7 +37,7 @@ from lightning_vl.checkpoints import WholeCheckpoints, last_complete
 from lightning_vl.data.module import DataModule
 from lightning_vl.errors import UserError
 from lightning_vl.evaluation.examples import Examples
-from lightning_vl.loggers import MetricsFile, WandbRun, choose_wandb_mode
+from lightning_vl.loggers import METRICS, MetricsFile, WandbRun, choose_wandb_mode, last_validation
 from lightning_vl.run import (
     CONFIG,
     RESULTS,
@@ -258,6 +258,7 @@ class Bench(LightningCLI):
         if finished is not None:
             say(f"{self.folder} is finished: {self.folder / RESULTS}; a new run needs another --run.id")
             return
+        datamodule.setup("fit")  # what is wrong with the data is said before a folder is made
         self._keep_config()
         if ckpt_path is None and (ckpt_path := self._resume_from()):
             say(f"going on from {ckpt_path}")
@@ -265,7 +266,8 @@ class Bench(LightningCLI):
         say(self._summary())
         self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
         best = self.best.best_model_path or self.last.path
-        validation = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
+        # from the file, since a run that went on after its last validation has none in memory
+        validation = last_validation(self.folder / METRICS)
         totals = self.throughput.summary(self.trainer.strategy.root_device)
         self.trainer.test(model, datamodule=datamodule, ckpt_path=str(best), verbose=False)
         self._record({"steps": self.trainer.max_steps, **totals, "started": started}, validation, Path(best))
@@ -333,7 +335,7 @@ class Bench(LightningCLI):
         from lightning_vl.report.cost import static_cost
 
         metrics = {**validation, **{name: float(value) for name, value in self.trainer.callback_metrics.items()}}
-        metrics = {name: value for name, value in metrics.items() if not name.startswith("train/")}
+        metrics = {name: value for name, value in metrics.items() if name != "step" and not name.startswith("train/")}
         expected = [entry.judge(metrics) for entry in self._get(self.config_init, "expected")]
         cost = static_cost(self.model.net)
         device = self.trainer.strategy.root_device

@@ -1,5 +1,6 @@
 """Where metrics go: an append-only file in the run folder, and W&B."""
 
+import contextlib
 import json
 import math
 import netrc
@@ -19,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_vl.errors import UserError
 from lightning_vl.terminal import say
 
-Row = dict[str, Any]
+METRICS = "metrics.jsonl"
 
 
 class MetricsFile(Logger):
@@ -33,7 +34,7 @@ class MetricsFile(Logger):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / METRICS
 
     @property
     def name(self) -> str:
@@ -62,7 +63,7 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Appends one row."""
-        row = {"step": step, **{key: value for key, value in metrics.items() if key != "epoch"}}
+        row = {"step": int(step or 0), **{key: value for key, value in metrics.items() if key != "epoch"}}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps({key: _plain(value) for key, value in row.items()}) + "\n")
@@ -74,18 +75,24 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def last_rows(path: Path) -> set[tuple[int, str]]:
-    """Every (step, key) in a metrics file; a last line cut off by a kill is left out."""
-    rows: set[tuple[int, str]] = set()
-    if not path.exists():
-        return rows
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        rows |= {(row["step"], key) for key in row if key != "step"}
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; a last line cut off by a kill is left out."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
     return rows
+
+
+def known_rows(path: Path) -> set[tuple[int, str]]:
+    """Every (step, key) in a metrics file."""
+    return {(row["step"], key) for row in read_rows(path) for key in row if key != "step"}
+
+
+def last_validation(path: Path) -> dict[str, float]:
+    """The `val/` metrics of the last validation in a metrics file; none if there was none."""
+    rows = [{key: row[key] for key in row if key.startswith("val/")} for row in read_rows(path)]
+    return next((row for row in reversed(rows) if row), {})
 
 
 class WandbRun(WandbLogger):
@@ -105,7 +112,7 @@ class WandbRun(WandbLogger):
         self, folder: Path, id: str, name: str, project: str, entity: str | None, group: str, tags: list[str]
     ) -> None:
         # read before this start appends to it
-        self._known = last_rows(folder / "metrics.jsonl")
+        self._known = known_rows(folder / METRICS)
         super().__init__(
             name=name,
             save_dir=folder,

@@ -150,6 +150,9 @@ class Task(lightning.LightningModule, ABC):
             {name if "/" in name else f"{prefix}/{name}": value for name, value in values.items()},
             prog_bar=prefix == "val",
         )
+        if prefix == "test":
+            # Lightning takes the row's step from here; its own counter is one short where a resumed run had only to test
+            self.log("step", float(self.global_step))
 
     def _metric(self, prefix: str) -> Metric:
         metric = self.evaluation[prefix]

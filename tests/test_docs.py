@@ -25,6 +25,7 @@ NOT_OURS |= {".mypy_cache", ".ruff_cache", ".pytest_cache", "shared"}
 HEADERS = sorted((ROOT / "experiments").rglob("*.yaml"))
 TEXT = {".md", ".py", ".yaml", ".yml", ".toml", ".txt", ".cff", ".html", ".sh", ".json", ""}
 COMMAND = re.compile(r"python -m (lightning_vl[\w.]*)(?: ([^`\n]*))?")
+ANY = "experiments/vivit_fact_encoder.yaml"
 REPORTS = {"profile": profile, "compare": compare, "sweep": sweep}
 
 
@@ -44,7 +45,10 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
     """Module and words of every command in a text: whole lines, and what stands in backticks within one."""
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r"\n#? +(?=--)", " ", text)  # options go on in the next line
-    return [(match[1], shlex.split(match[2] or "")) for match in COMMAND.finditer(text)]
+    found = [(match[1], shlex.split(match[2] or "")) for match in COMMAND.finditer(text)]
+    # options by themselves, to be added to any experiment of the same model
+    alone = re.findall(r"^(?!.*python -m)(?:.*: | *)(--\w+\.\S+ [^\n`]+)$", text, flags=re.MULTILINE)
+    return found + [("lightning_vl", ["fit", "-c", ANY, *shlex.split(options)]) for options in alone]
 
 
 def texts() -> dict[str, str]:

@@ -1,9 +1,11 @@
 """Figures of a comparison, drawn without matplotlib's global state.
 
-Labels stand beside what they name; colours are those of Okabe and Ito, which the colour-blind tell apart.
+Labels stand beside what they name; colours are those of Okabe and Ito, which the colour-blind tell apart, the orange
+darker so that text in it can be read.
 """
 
 import io
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,7 +37,11 @@ def accuracy_over_compute(comparison: Comparison, titled: bool = True) -> Figure
         titled: whether the comparison's title stands over it.
     """
     metric = comparison.metric
-    rows = [row for row in comparison.rows if metric in row.metrics and _compute(row) is not None]
+    rows = [
+        row
+        for row in comparison.rows
+        if metric in row.metrics and math.isfinite(row.metrics[metric].mean) and _compute(row) is not None
+    ]
     if metric is None or not rows:
         return None
     scale = 100 if is_share(metric) else 1

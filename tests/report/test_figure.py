@@ -100,6 +100,15 @@ def test_nothing_to_draw(make_run, tmp_path: Path) -> None:
     assert curves(comparison) is None
 
 
+def test_diverged_experiment_is_not_drawn(make_run, tmp_path: Path) -> None:
+    """nan has no place in a picture, and must not take the others' with it."""
+    make_run("a", 0, {"test/top1": 0.5})
+    make_run("b", 0, {"test/top1": None})
+    figure = accuracy_over_compute(compare(*find_runs([tmp_path / "runs"])))
+    assert figure is not None
+    assert [text.get_text() for text in figure.axes[0].texts] == ["a"]
+
+
 @pytest.mark.parametrize("wanted", [[1, 2, 3], [5, 5, 5, 5], [0, 0, 50, 50.5, 99], [99, 99.5, 100]])
 def test_apart(wanted: list[float]) -> None:
     """Labels keep their order and their gap inside the frame, and stay where they are when nothing collides."""
