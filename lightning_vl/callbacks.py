@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from tqdm import tqdm
 
+SECONDS_BETWEEN_LINES = 10.0  # of progress, where no terminal reads along
 REQUEUE = 85  # exit code that asks the batch script for a requeue
 
 
@@ -100,30 +101,37 @@ class StopOnSignal(Checkpoint):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Leaves after a whole step, unless a validation comes first."""
-        if step_is_done(trainer, batch_idx) and not validation_follows(trainer, batch_idx):
-            self._leave_if_asked(trainer)
+        if step_is_done(trainer, batch_idx) and not validation_follows(trainer, batch_idx) and self._asked(trainer):
+            # Lightning writes a step's row after this hook, which does not return
+            trainer._logger_connector.update_train_step_metrics()
+            self._leave(trainer)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Leaves after the validation under way."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._leave_if_asked(trainer)
+            if self._asked(trainer):
+                self._leave(trainer)
 
-    def _leave_if_asked(self, trainer: Any) -> None:
-        code = self.code
+    def _asked(self, trainer: Any) -> bool:
+        """Whether any rank was asked to leave; all ranks get the same answer at the same step."""
         if trainer.world_size > 1:
-            code = int(trainer.strategy.reduce(torch.tensor(float(code), device=trainer.strategy.root_device), "max"))
-        if not code:
-            return
+            code = torch.tensor(float(self.code), device=trainer.strategy.root_device)
+            self.code = int(trainer.strategy.reduce(code, reduce_op="max"))
+        return self.code != 0
+
+    def _leave(self, trainer: Any) -> None:
         if self.last.saved_step != trainer.global_step:
             self.last.save(trainer)
         for logger in trainer.loggers:
             logger.finalize("interrupted")
+        trainer.strategy.barrier()
         if trainer.is_global_zero:
             print(
                 f"\nstopped at step {trainer.global_step} of {trainer.max_steps}; saved {self.last.path}",
                 file=sys.stderr,
             )
-        raise SystemExit(code)
+        # one exit code is enough, and Lightning kills the others where a process that it started has a bad one
+        raise SystemExit(self.code if trainer.is_global_zero else 0)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Gives the signals back."""
@@ -152,17 +160,12 @@ class Throughput(Callback):
         self.waiting_seconds = 0.0
         self._mark = self._last_end = time.perf_counter()
         self._window = [0, 0.0, 0.0]  # samples, seconds, seconds waited
+        self._waited_before = 0.0
         self._logged = (0.0, 0.0)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Starts the clocks."""
         self._mark = self._last_end = time.perf_counter()
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """The wait for data is over."""
-        waited = time.perf_counter() - self._last_end
-        self._window[2] += waited
-        self.waiting_seconds += waited
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """A batch is done."""
@@ -170,6 +173,10 @@ class Throughput(Callback):
         samples = len(batch["id"]) * trainer.world_size
         self.samples_seen += samples
         self.training_seconds += now - self._last_end
+        waited = trainer.train_dataloader.seconds_waited - self._waited_before
+        self._waited_before = trainer.train_dataloader.seconds_waited
+        self.waiting_seconds += waited
+        self._window[2] += waited
         self._window[0] += samples
         self._window[1] += now - self._last_end
         self._last_end = now
@@ -226,14 +233,12 @@ class Progress(ProgressBar):
     Args:
         unit: what a sample is called.
         throughput: measures.
-        seconds_between_lines: without a terminal.
     """
 
-    def __init__(self, throughput: Throughput, unit: str = "samples", seconds_between_lines: float = 10.0) -> None:
+    def __init__(self, throughput: Throughput, unit: str = "samples") -> None:
         super().__init__()
         self.throughput = throughput
         self.unit = unit
-        self.seconds_between_lines = seconds_between_lines
         self.terminal = sys.stderr.isatty()
         self.bar: tqdm | None = None
         self._shown = 0.0
@@ -274,7 +279,7 @@ class Progress(ProgressBar):
         if self.bar is not None:
             self.bar.update(trainer.global_step - self.bar.n)
         last = trainer.global_step >= trainer.max_steps
-        if now - self._shown < (0.5 if self.terminal else self.seconds_between_lines) and not last:
+        if now - self._shown < (0.5 if self.terminal else SECONDS_BETWEEN_LINES) and not last:
             return
         self._shown = now
         text = "  ".join(self._numbers(trainer))

@@ -1,12 +1,14 @@
 """`fit`, `validate`, `test` and `predict`: LightningCLI with run folders, exact resume and errors in two lines."""
 
 import difflib
+import errno
 import inspect
 import itertools
 import json
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -21,6 +23,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 # experiment files call these classes by their short names, which are known once they are imported
 import lightning_vl.data.datasets.epic_kitchens
@@ -223,14 +226,24 @@ class Bench(LightningCLI):
         configured = get(self.config_init, "trainer")
         callbacks: list[Callback] = [self.throughput, *(configured.get("callbacks") or [])]
         callbacks += [Examples(self.folder), Progress(self.throughput, self.model.unit)]
-        loggers: list[Any] = []
-        if configured.get("logger") is not False:
-            loggers = [MetricsFile(self.folder), *self._wandb()]
+        wanted = configured.get("logger")
+        if wanted not in (None, True, False):
+            raise UserError(
+                "trainer.logger is not one of its own", "leave it out, or set it to false to go without W&B"
+            )
+        loggers: list[Any] = [MetricsFile(self.folder), *(self._wandb() if wanted is not False else [])]
+        interval = configured.get("val_check_interval")
+        if not isinstance(interval, int):
+            raise UserError(
+                f"trainer.val_check_interval is {interval}", "give the optimiser steps from one validation to the next"
+            )
         trainer = {
             **configured,
             **kwargs,
             "callbacks": callbacks,
             "logger": loggers,
+            # Lightning counts micro-batches here; counted in steps, accumulation leaves the science alone
+            "val_check_interval": interval * configured["accumulate_grad_batches"],
             "default_root_dir": str(self.folder),
             "plugins": [*(configured.get("plugins") or []), WholeCheckpoints()],
         }
@@ -260,6 +273,7 @@ class Bench(LightningCLI):
             return
         datamodule.setup("fit")  # what is wrong with the data is said before a folder is made
         self._keep_config()
+        self._log_configuration()
         if ckpt_path is None and (ckpt_path := self._resume_from()):
             say(f"going on from {ckpt_path}")
         started = now()
@@ -270,15 +284,17 @@ class Bench(LightningCLI):
         validation = last_validation(self.folder / METRICS)
         totals = self.throughput.summary(self.trainer.strategy.root_device)
         self.trainer.test(model, datamodule=datamodule, ckpt_path=str(best), verbose=False)
-        self._record({"steps": self.trainer.max_steps, **totals, "started": started}, validation, Path(best))
+        self._record({"steps": self.trainer.global_step, **totals, "started": started}, validation, Path(best))
 
     def validate(self, model: Task, datamodule: DataModule, ckpt_path: str | None = None) -> None:
         """One pass over the validation split with a checkpoint."""
+        self._log_configuration()
         self.trainer.validate(model, datamodule=datamodule, ckpt_path=_given(ckpt_path), verbose=False)
         self._record({"started": now()}, {}, Path(_given(ckpt_path)))
 
     def test(self, model: Task, datamodule: DataModule, ckpt_path: str | None = None) -> None:
         """One pass over the test split with a checkpoint."""
+        self._log_configuration()
         self.trainer.test(model, datamodule=datamodule, ckpt_path=_given(ckpt_path), verbose=False)
         self._record({"started": now()}, {}, Path(_given(ckpt_path)))
 
@@ -306,15 +322,24 @@ class Bench(LightningCLI):
             say(f"skipped {line}")
         return str(path) if path else None
 
-    @rank_zero_only
-    def _keep_config(self) -> None:
-        """Writes config.yaml, which runs again as it is; refuses to mix two experiments in one folder."""
-        parser = self._parser(self.subcommand)
+    @property
+    def _configuration(self) -> str:
+        """The resolved configuration as YAML, without what belongs to this start alone."""
         settings = self.settings.clone()
         for key in ("config", "ckpt_path"):
             settings.pop(key, None)
         settings.run.id = None
-        text = parser.dump(settings, skip_none=False)
+        return self._parser(self.subcommand).dump(settings, skip_none=False)
+
+    def _log_configuration(self) -> None:
+        configuration = yaml.safe_load(self._configuration)
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams(configuration)
+
+    @rank_zero_only
+    def _keep_config(self) -> None:
+        """Writes config.yaml, which runs again as it is; refuses to mix two experiments in one folder."""
+        text = self._configuration
         path = self.folder / CONFIG
         if path.exists():
             differing = science_differs(yaml.safe_load(path.read_text()), yaml.safe_load(text))
@@ -326,8 +351,6 @@ class Bench(LightningCLI):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-        for logger in self.trainer.loggers:
-            logger.log_hyperparams(yaml.safe_load(text))
 
     @rank_zero_only
     def _record(self, totals: dict[str, Any], validation: dict[str, float], checkpoint: Path) -> None:
@@ -352,7 +375,7 @@ class Bench(LightningCLI):
             "data": {
                 "name": type(self.datamodule.source).__name__,
                 **{split: len(dataset) for split, dataset in self.datamodule.datasets.items()},
-                "skipped": list(self.datamodule.skipped),
+                "skipped": [report for reports in self.datamodule.skipped.values() for report in reports],
             },
             **totals,
             "checkpoint": str(checkpoint),
@@ -376,7 +399,6 @@ HOW = (
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.strategy",
-    "trainer.accumulate_grad_batches",
     "trainer.enable_progress_bar",
     "trainer.log_every_n_steps",
     "trainer.logger",
@@ -518,6 +540,7 @@ def quiet() -> None:
         r"(?s).*JsonargparseDeprecationWarning.*",
         r"(?s).*was deprecated in v4.*",
         r"(?s).*skip_none parameter was deprecated.*",
+        r".*It is recommended to use `self.log.*sync_dist=True.*",  # the metrics have summed over ranks already
         r".*args parameter is intended to run from within Python.*",
     ):
         warnings.filterwarnings("ignore", pattern)
@@ -540,7 +563,7 @@ def main(arguments: list[str]) -> int:
             check_yaml(Path(value))
         elif flag.startswith("--config="):
             check_yaml(Path(flag.removeprefix("--config=")))
-    sys.argv = ["lightning_vl", *arguments]
+    sys.argv = [sys.argv[0], *arguments]
     inherited = RUN_ID in os.environ
     try:
         Bench(None)
@@ -556,6 +579,15 @@ def main(arguments: list[str]) -> int:
             f"the checkpoint does not fit the network: {first}",
             "use the experiment that it was made by, or start from its weights with model.init_args.init_from",
         ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            f"cannot write {error.filename or 'a file'}: {error.strerror}",
+            "free some disk space and run the same command with the same --run.id: it goes on from the last checkpoint",
+        ) from error
+    except SIGTERMException:  # outside of training, where there is nothing to save
+        return 128 + signal.SIGTERM
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             return 130

@@ -35,6 +35,7 @@ class MetricsFile(Logger):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.path = folder / METRICS
+        self._first = True
 
     @property
     def name(self) -> str:
@@ -65,7 +66,11 @@ class MetricsFile(Logger):
         """Appends one row."""
         row = {"step": int(step or 0), **{key: value for key, value in metrics.items() if key != "epoch"}}
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n") if self._first else False
+        self._first = False
         with self.path.open("a") as file:
+            if torn:  # a kill in the middle of a line
+                file.write("\n")
             file.write(json.dumps({key: _plain(value) for key, value in row.items()}) + "\n")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 
 from lightning_vl.data.module import DataModule
 from lightning_vl.data.stream import Batch
@@ -61,6 +61,7 @@ class Task(lightning.LightningModule, ABC):
         self.optimizer = optimizer
         self.schedule = schedule
         self.evaluation = nn.ModuleDict(evaluation)
+        self.mean_loss = nn.ModuleDict({prefix: MeanMetric() for prefix in evaluation})
         self._micro_batches: list[dict[str, Tensor]] = []
         self.init_from = init_from
         self.seed = 0  # the run's seed: set by the command before the run starts
@@ -99,6 +100,7 @@ class Task(lightning.LightningModule, ABC):
         for name in losses:
             mean = torch.stack([micro_batch[name] for micro_batch in self._micro_batches]).mean()
             self.log(f"train/{name}", mean, prog_bar=name == "loss", sync_dist=True, batch_size=1)
+        self.log("step", float(self.global_step + 1))
         self._micro_batches.clear()
 
     @property
@@ -116,9 +118,14 @@ class Task(lightning.LightningModule, ABC):
         """Collects metrics and losses under `test/`; gives the outputs to callbacks."""
         return self._evaluate("test", batch)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Any:
-        """What the network says of a batch."""
-        return self(batch)
+    @final
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """What the network says of each sample that could be read."""
+        return self.predictions(batch, self(batch)) if batch["id"] else []
+
+    def predictions(self, batch: Batch, outputs: Any) -> list[dict[str, Any]]:
+        """For each sample of a batch a row of plain values, `id` first."""
+        return [{"id": name} for name in batch["id"]]
 
     def examples(self, batch: Batch, outputs: Any) -> list[Example]:
         """A batch's samples and predictions as a person sees them; none by default."""
@@ -130,8 +137,8 @@ class Task(lightning.LightningModule, ABC):
         outputs = self(batch)
         losses = self.losses(batch, outputs)
         total = torch.stack(list(losses.values())).sum()
-        self.log(f"{prefix}/loss", total, on_epoch=True, sync_dist=True, batch_size=len(batch["id"]))
-        self._metric(prefix).update(outputs, batch)
+        self._metric(self.mean_loss, prefix).update(total, weight=len(batch["id"]))
+        self._metric(self.evaluation, prefix).update(outputs, batch)
         return outputs
 
     def on_validation_epoch_end(self) -> None:
@@ -143,19 +150,21 @@ class Task(lightning.LightningModule, ABC):
         self._log_evaluation("test")
 
     def _log_evaluation(self, prefix: str) -> None:
-        metric = self._metric(prefix)
-        values = metric.compute()  # sums over ranks
+        metric, mean_loss = self._metric(self.evaluation, prefix), self._metric(self.mean_loss, prefix)
+        values = {"loss": mean_loss.compute(), **metric.compute()}  # sums over ranks, however unevenly they share
         metric.reset()
+        mean_loss.reset()
         self.log_dict(
             {name if "/" in name else f"{prefix}/{name}": value for name, value in values.items()},
             prog_bar=prefix == "val",
         )
-        if prefix == "test":
-            # Lightning takes the row's step from here; its own counter is one short where a resumed run had only to test
-            self.log("step", float(self.global_step))
+        self.log(
+            "step", float(self.global_step)
+        )  # Lightning takes the row's step from here; its own counter is one short
 
-    def _metric(self, prefix: str) -> Metric:
-        metric = self.evaluation[prefix]
+    @staticmethod
+    def _metric(metrics: nn.ModuleDict, prefix: str) -> Metric:
+        metric = metrics[prefix]
         assert isinstance(metric, Metric)
         return metric
 

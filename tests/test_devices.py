@@ -1,10 +1,12 @@
 """Two processes are one: losses, evaluation and the record of a run on two gloo ranks."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from support import TINY, Command
+from support import ROOT, TINY, Command, environment
 
 EXPERIMENT = "experiments/vivit_fact_encoder.yaml"
 STEPS = (
@@ -48,3 +50,41 @@ def test_a_new_run_on_two_ranks_has_one_folder(command: Command, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "vivit_fact_encoder").iterdir()
     assert json.loads((folder / "results.json").read_text())["devices"] == 2
+
+
+@pytest.mark.slow
+def test_two_ranks_stopped_by_a_signal_go_on_as_one(command: Command, tmp_path: Path) -> None:
+    """Breaks if ranks do not agree on when to stop, the exit code is lost, or the position counts one rank's samples only."""
+    done = command("fit", "-c", EXPERIMENT, *STEPS, f"--run.root={tmp_path}", "--run.id=whole")
+    assert done.returncode == 0, done.stderr
+    program = (
+        "import os, signal, sys\n"
+        "from lightning_vl.task import Task\n"
+        "plain = Task.training_step\n"
+        "def training_step(self, batch, batch_idx):\n"
+        "    if self.global_step == 2 and self.global_rank == 1:\n"
+        "        os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "    return plain(self, batch, batch_idx)\n"
+        "Task.training_step = training_step\n"
+        "from lightning_vl.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    script = tmp_path / "cut.py"
+    script.write_text(program)
+    arguments = ["fit", "-c", EXPERIMENT, "-c", "experiments/overlays/cpu_ddp.yaml", *STEPS]
+    cut = subprocess.run(
+        [sys.executable, str(script), *arguments, f"--run.root={tmp_path}", "--run.id=cut"],
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    assert cut.returncode == 85, cut.stderr
+    assert "stopped at step 3" in cut.stderr
+    done = command("fit", "-c", EXPERIMENT, *STEPS, f"--run.root={tmp_path}", "--run.id=cut")
+    assert done.returncode == 0, done.stderr
+    assert "going on from" in done.stderr
+    whole, losses = record(tmp_path / "vivit_fact_encoder" / "whole")
+    resumed, resumed_losses = record(tmp_path / "vivit_fact_encoder" / "cut")
+    assert resumed_losses == pytest.approx(losses, abs=1e-6)
+    assert resumed == pytest.approx(whole, abs=1e-6)

@@ -96,9 +96,7 @@ def make_source(class_path: str, root: Path, heads: dict[str, int]) -> list[str]
                 write_video(folder / f"{i}.webm", frames=12)
             labels = {f"Doing number {i}": str(i) for i in range(heads["class"])}
             (root / "something-something-v2-labels.json").write_text(json.dumps(labels))
-            clips = [
-                {"id": str(i), "template": f"Doing number [{i}]" if False else f"Doing number {i}"} for i in range(4)
-            ]
+            clips = [{"id": str(i), "template": f"Doing [number] {i}"} for i in range(4)]
             for split in ("train", "validation"):
                 (root / f"something-something-v2-{split}.json").write_text(json.dumps(clips))
             return [f"{prefix}root={root}"]

@@ -107,7 +107,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "vivit_fact_encoder" / "whole"
 
 
-# what cuts, the exit code that a script sees, and the step after which it strikes: between saves, in a validation, after one
+# what cuts, the exit code that a script sees, and the step after which it strikes
 CUTS = [(signal.SIGKILL, -9, 3), (signal.SIGINT, 130, 3), (signal.SIGTERM, 143, 7), (signal.SIGUSR1, 85, 4)]
 
 
@@ -116,7 +116,8 @@ def test_a_run_cut_by_a_signal_goes_on_bit_for_bit(
     whole: Path, command: Command, tmp_path: Path, cut: signal.Signals, code: int, step: int
 ) -> None:
     """Breaks if any state (weights, moments, rate, sample order, random numbers, best score) is not in the checkpoint."""
-    process = start(tmp_path, "cut")
+    # the whole process group gets the signal, as from a terminal or a batch system: workers must leave it to their parent
+    process = start(tmp_path, "cut", "--data.init_args.workers=2")
     folder = tmp_path / "vivit_fact_encoder" / "cut"
     wait_for_step(folder, step, process)
     os.killpg(process.pid, cut)
@@ -154,6 +155,34 @@ def test_workers_and_accumulation_do_not_spoil_it(command: Command, tmp_path: Pa
     process.communicate()
     go(command, tmp_path, "cut", *how)
     assert_same_run(tmp_path / "vivit_fact_encoder" / "whole", folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_signal_during_validation_is_obeyed_after_it(command: Command, tmp_path: Path, accumulate: int) -> None:
+    """Breaks if a validation is cut, lost or done twice, or a checkpoint is taken in the middle of an accumulated step."""
+    how = (f"--trainer.accumulate_grad_batches={accumulate}",)
+    go(command, tmp_path, "whole", *how)
+    program = (
+        "import os, signal, sys\n"
+        "from lightning_vl.task import Task\n"
+        "plain = Task._evaluate\n"
+        "def evaluate(self, prefix, batch):\n"
+        "    if prefix == 'val' and self.global_step == 5:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return plain(self, prefix, batch)\n"
+        "Task._evaluate = evaluate\n"
+        "from lightning_vl.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    arguments = ["fit", "-c", EXPERIMENT, *SHORT, *how, f"--run.root={tmp_path}", "--run.id=cut"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True
+    )
+    assert done.returncode == 143, done.stderr
+    assert "stopped at step 5" in done.stderr
+    go(command, tmp_path, "cut", *how)
+    assert_same_run(tmp_path / "vivit_fact_encoder" / "whole", tmp_path / "vivit_fact_encoder" / "cut")
 
 
 def test_killed_while_saving_the_next_start_finds_the_last_complete_checkpoint(

@@ -43,14 +43,14 @@ class DataModule(lightning.LightningDataModule, ABC):
         self.workers = workers
         self.max_corrupt = max_corrupt
         self.seed = 0  # the run's seed: set by the command before the run starts
-        self.skipped: dict[str, None] = {}  # what could not be read, in the order met
+        self.skipped: dict[Split, list[str]] = {}  # what could not be read, in the order met
 
     @abstractmethod
     def dataset(self, split: Split) -> SeededDataset:
         """The data set of a split; called once a split."""
 
     @abstractmethod
-    def collate(self, samples: list[Sample], rng: Any) -> Batch:
+    def collate(self, samples: list[Sample]) -> Batch:
         """A batch of samples; `id` lists theirs."""
 
     @property
@@ -120,14 +120,17 @@ class DataModule(lightning.LightningDataModule, ABC):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Counts what the workers could not read, and stops when it is too much."""
+        stage = self._trainer.state.stage
+        split: Split = "train" if stage == "train" else "test" if stage in ("test", "predict") else "validation"
+        skipped = self.skipped.setdefault(split, [])
         for report in batch.pop("skipped", ()):
-            if report not in self.skipped:
-                self.skipped[report] = None
+            if report not in skipped:
+                skipped.append(report)
                 say(f"skipped an unreadable sample: {report}")
-        total = sum(len(dataset) for dataset in self.datasets.values())
-        if len(self.skipped) > self.max_corrupt * total:
+        total = len(self.datasets[split])
+        if len(skipped) > self.max_corrupt * total:
             raise UserError(
-                f"{len(self.skipped)} of {total} samples cannot be read, the last one {next(reversed(self.skipped))}",
+                f"{len(skipped)} of {total} samples of the {split} split cannot be read, the last one {skipped[-1]}",
                 f"mend or remove them, or allow more than {self.max_corrupt:.1%} with data.init_args.max_corrupt",
             )
         return batch

@@ -7,6 +7,8 @@ run is resumed by its position alone. All randomness of a sample (crop, flip, ma
 number of workers cannot change it.
 """
 
+import signal
+import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -38,7 +40,7 @@ class SeededDataset(Protocol):
         ...
 
 
-Collate = Callable[[list[Sample], np.random.Generator], Batch]
+Collate = Callable[[list[Sample]], Batch]
 
 
 class KeyedDataset(Dataset):
@@ -46,7 +48,7 @@ class KeyedDataset(Dataset):
 
     Args:
         dataset: gives the samples.
-        collate: makes a batch of samples; its generator is seeded by the batch's first key.
+        collate: makes a batch of samples.
         seed: the run's seed.
         replace_corrupt: put the next readable sample in the place of an unreadable one (training: batches keep their size)
             instead of leaving it out (evaluation: nothing counts twice).
@@ -67,7 +69,7 @@ class KeyedDataset(Dataset):
         skipped: list[str] = []
         for key in keys:
             self._read(Key(*key), samples, skipped)
-        batch = self.collate(samples, np.random.default_rng([self.seed, *keys[0], 1])) if samples else {"id": []}
+        batch = self.collate(samples) if samples else {"id": []}
         batch["skipped"] = skipped
         return batch
 
@@ -159,10 +161,17 @@ class TrainingLoader(DataLoader):
         )
         self.stream = stream
         self.handed_out = 0
+        self.seconds_waited = 0.0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self.stream.start = self.handed_out
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds_waited += time.perf_counter() - asked
+            if batch is None:
+                return
             self.handed_out += 1
             yield batch
 
@@ -215,9 +224,7 @@ def _as_it_is(batch: Any) -> Batch:
 
 
 def leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal: workers go on, and the parent decides when to stop."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    """A signal to the terminal's or the job's processes reaches all: workers go on, and the parent decides when to stop."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -175,7 +175,10 @@ def _scan_file(path: str) -> VideoInfo:
         tick = float(stream.time_base or 0)
     with _opened(path) as (container, stream):
         decoded = container.decode(stream)
-        first = _to_rgb(path, next(decoded), VideoReformatter())
+        shown = next(decoded, None)
+        if shown is None:
+            raise CorruptSample(path, "holds no frame that decodes")
+        first = _to_rgb(path, shown, VideoReformatter())
         info = VideoInfo(len(packets), first.shape[0], first.shape[1], tick)
         timed = _timed(info, packets) if countable else None
         return timed or info._replace(frames=1 + sum(1 for _ in decoded))

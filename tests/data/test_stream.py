@@ -33,9 +33,9 @@ class Numbers:
         return {"id": index, "drawn": float(rng.random())}
 
 
-def collate(samples: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, Any]:
-    """Lists, and a number for the batch."""
-    return {key: [s[key] for s in samples] for key in ("id", "drawn")} | {"batch": float(rng.random())}
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Lists."""
+    return {key: [s[key] for s in samples] for key in ("id", "drawn")}
 
 
 def read(stream: TrainingStream, dataset: Numbers, workers: int = 0, start: int = 0) -> list[dict[str, Any]]:

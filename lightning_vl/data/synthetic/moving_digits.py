@@ -121,7 +121,7 @@ class MovingDigits(VideoSource):
         )
         canvas = F.grid_sample(glyph.expand(len(frames), 1, 8, 8), grid, align_corners=False)  # (t, 1, h, w)
         video = canvas.permute(0, 2, 3, 1) * colour  # (t, h, w, 3)
-        grain = rng.standard_normal((len(frames), self.size, self.size, 1), dtype=np.float32) * self.noise
+        grain = rng.standard_normal((self.frames, self.size, self.size, 1), dtype=np.float32)[list(frames)] * self.noise
         return ((video + torch.from_numpy(grain)).clamp(0, 1) * 255).byte().numpy()
 
 

@@ -182,7 +182,7 @@ class ImageData(DataModule):
             return TrainingImages(self.source, self.image_size, self.augmentation)
         return EvaluationImages(self.source, split, self.image_size)
 
-    def collate(self, samples: list[dict[str, Any]], rng: np.random.Generator) -> Batch:
+    def collate(self, samples: list[dict[str, Any]]) -> Batch:
         """See `collate`."""
         return dict(collate(samples))
 

@@ -72,9 +72,9 @@ class ViTTask(Task):
         """`classification`, nats."""
         return {"classification": classification(outputs.logits, batch["label"])}
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+    def predictions(self, batch: Batch, outputs: ViTOutput) -> list[dict[str, Any]]:
         """For each image its id and the five likeliest classes with probabilities."""
-        probabilities = self(batch).logits.float().softmax(-1)
+        probabilities = outputs.logits.float().softmax(-1)
         values, indices = probabilities.topk(min(5, probabilities.shape[1]))
         names = self._class_names
         return [

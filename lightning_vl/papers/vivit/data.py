@@ -194,7 +194,7 @@ class VideoData(DataModule):
                 crop = EvaluationCrop(self.evaluation.short_side, self.evaluation.crop, self.spatial_views)
                 return EvaluationClips(self.source, split, self.sampling, crop, self.temporal_views)
 
-    def collate(self, samples: list[dict[str, Any]], rng: np.random.Generator) -> Batch:
+    def collate(self, samples: list[dict[str, Any]]) -> Batch:
         """See `collate`."""
         return dict(collate(samples))
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from einops import rearrange
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
@@ -102,11 +101,10 @@ class ViViTTask(Task):
             losses["classification" if heads == 1 else head] = loss
         return losses
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+    def predictions(self, batch: Batch, outputs: ViViTOutput) -> list[dict[str, Any]]:
         """For each video its id and, by head, the five likeliest classes with probabilities."""
-        output = self(batch)
         rows: list[dict[str, Any]] = [{"id": name} for name in batch["id"]]
-        for head, logits in output.logits.items():
+        for head, logits in outputs.logits.items():
             values, indices = logits.float().softmax(-1).topk(min(5, logits.shape[1]))
             names = self._class_names(head)
             for row, value, index in zip(rows, values.tolist(), indices.tolist(), strict=True):
@@ -132,8 +130,3 @@ class ViViTTask(Task):
         return (
             data.source.heads[head] if isinstance(data, VideoData) else [str(i) for i in range(self.net.classes[head])]
         )
-
-
-def example_labels(net: ViViT, batch_size: int, device: torch.device) -> dict[str, Tensor]:
-    """Labels of the right shape, for benchmarks."""
-    return {head: torch.zeros(batch_size, dtype=torch.long, device=device) for head in net.classes}
