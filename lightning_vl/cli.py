@@ -430,30 +430,31 @@ def _given(checkpoint: str | None) -> str:
 
 def show(results: dict[str, Any]) -> None:
     """The metrics next to what the experiment's file expects of them."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{results['experiment']}, seed {results['seed']}", title_justify="left")
-    for column, justify in (
-        ("metric", "left"),
-        ("measured", "right"),
-        ("expected", "right"),
-        ("", "left"),
-        ("source", "left"),
-    ):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    table = Table(title=f"{results['experiment']}, seed {results['seed']}", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("metric", no_wrap=True)
+    table.add_column("measured", justify="right")
+    table.add_column("expected", justify="right")
+    table.add_column("")
     expected = {entry["metric"]: entry for entry in results["expected"]}
     for name, value in results["metrics"].items():
-        entry = expected.pop(name, None)
-        if entry is None:
-            table.add_row(name, f"{value:.4f}", "", "", "")
-        else:
-            verdict = "[green]as expected[/green]" if entry["met"] else "[yellow]differs[/yellow]"
-            wanted = f"{entry['value']:.4f} ± {entry['tolerance']:.4f}"
-            table.add_row(name, f"{value:.4f}", wanted, verdict, f"{entry['kind']}: {entry['source']}")
+        entry = expected.get(name)
+        verdict = "" if entry is None else "[green]as expected[/green]" if entry["met"] else "[yellow]differs[/yellow]"
+        table.add_row(name, f"{value:.4f}", _wanted(entry), verdict)
     for name, entry in expected.items():
-        table.add_row(name, "-", f"{entry['value']:.4f}", "not measured", f"{entry['kind']}: {entry['source']}")
-    Console().print(table)
+        if entry["measured"] is None:
+            table.add_row(name, "-", _wanted(entry), "not measured")
+    console = Console()
+    console.print(table)
+    for entry in expected.values():
+        console.print(f"{entry['metric']} expected ({entry['kind']}): {entry['source']}", highlight=False, style="dim")
+
+
+def _wanted(entry: dict[str, Any] | None) -> str:
+    return "" if entry is None else f"{entry['value']:.4f} ± {entry['tolerance']:.4f}"
 
 
 class Experiment(NamedTuple):

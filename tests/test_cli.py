@@ -25,7 +25,7 @@ def test_a_run_leaves_its_record_and_says_where(tmp_path: Path, command: Command
     folder = tmp_path / "vivit_fact_encoder" / "one"
     assert str(folder) in done.stderr
     assert "as expected" in done.stdout
-    assert "ours: a test" in " ".join(done.stdout.split())
+    assert "expected (ours): a test" in done.stdout
     assert "clips/s" in done.stderr
     assert "data wait" in done.stderr
     assert "ETA" in done.stderr

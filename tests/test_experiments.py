@@ -12,6 +12,7 @@ from lightning_vl.report.family import check_family, read_sweep
 
 EMBEDDED = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("experiments/*.yaml"))
 PAPER = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("experiments/paper/*.yaml"))
+REAL = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("experiments/real/*.yaml"))
 OVERLAYS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("experiments/overlays/*.yaml"))
 SWEEPS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("experiments/sweeps/*.yaml"))
 ROOT_GIVEN = "--data.init_args.source.init_args.root=/data"
@@ -27,7 +28,17 @@ def test_there_are_experiments() -> None:
     """Breaks if the patterns above find nothing, and every test below passes by being empty."""
     assert len(EMBEDDED) >= 5
     assert len(PAPER) >= 8
+    assert len(REAL) >= 5
     assert SWEEPS
+
+
+def given_by_the_user(file: str) -> list[str]:
+    """What an experiment's file leaves to the command line: where the data is, and the weights to start from."""
+    if file in EMBEDDED:
+        return []
+    recipe = yaml.safe_load((ROOT / file).read_text())["model"]["init_args"]
+    start = ["--model.init_args.init_from.init_args.path=/weights.ckpt"] if recipe.get("init_from") else []
+    return [ROOT_GIVEN, *start]
 
 
 # Sec. 6.3 of the paper's figures: K400 head, exact
@@ -40,11 +51,11 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("file", EMBEDDED + PAPER)
+@pytest.mark.parametrize("file", EMBEDDED + PAPER + REAL)
 def test_it_is_built_at_full_size_without_memory(file: str) -> None:
     """Breaks if a file does not parse, a network allocates real memory on meta, or its size is not the paper's."""
     with torch.device("meta"):
-        experiment = build([file], [ROOT_GIVEN] if file in PAPER else [])
+        experiment = build([file], given_by_the_user(file))
     assert experiment.name == Path(file).stem
     parameters = list(experiment.task.net.parameters())
     assert all(parameter.is_meta for parameter in parameters)

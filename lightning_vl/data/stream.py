@@ -7,6 +7,8 @@ run is resumed by its position alone. All randomness of a sample (crop, flip, ma
 number of workers cannot change it.
 """
 
+import atexit
+import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -221,6 +223,14 @@ def evaluation_loader(dataset: KeyedDataset, keys: EvaluationKeys, workers: int,
 
 def _as_it_is(batch: Any) -> Batch:
     return batch  # KeyedDataset has collated it
+
+
+@atexit.register
+def end_workers() -> None:
+    """After an error workers may still be there; at exit Python asks them by SIGTERM, which they leave to their parent."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def leave_signals_to_the_parent(worker: int) -> None:
