@@ -108,9 +108,8 @@ class StopOnSignal(Checkpoint):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Leaves after the validation under way."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            if self._asked(trainer):
-                self._leave(trainer)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._asked(trainer):
+            self._leave(trainer)
 
     def _asked(self, trainer: Any) -> bool:
         """Whether any rank was asked to leave; all ranks get the same answer at the same step."""
