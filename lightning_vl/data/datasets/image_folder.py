@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from lightning_vl.data.datasets.listed import some
+from lightning_vl.data.datasets.class_folders import compare_classes
 from lightning_vl.data.datasets.tables import check_classes
 from lightning_vl.data.source import Split
 from lightning_vl.errors import CorruptSample, UserError
@@ -118,18 +118,7 @@ class ImageFolder:
             raise CorruptSample(name, error.reason) from error
 
     def _folder(self, folder: str) -> list[LabelledImage]:
-        here, trained = set(_folders_in(os.path.join(self.root, folder))), set(self.class_names)
-        where = os.path.join(self.root, folder)
-        if trained - here:
-            raise UserError(
-                f"{where} has no folder for {', '.join(some(sorted(trained - here)))}, which the training data has",
-                "add the missing class folders there, or take them out of the training data",
-            )
-        if here - trained:
-            raise UserError(
-                f"{where} has a folder {', '.join(some(sorted(here - trained)))} that the training data lacks",
-                "rename or remove it: classes are learnt from the training data",
-            )
+        compare_classes(os.path.join(self.root, folder), _folders_in(os.path.join(self.root, folder)), self.class_names)
         return [image for label in range(len(self.class_names)) for image in self._images(folder, label)]
 
     def _images(self, folder: str, label: int) -> list[LabelledImage]:

@@ -3,7 +3,8 @@
 import os
 from functools import cached_property
 
-from lightning_vl.data.datasets.listed import Entry, ListedVideos, some
+from lightning_vl.data.datasets.class_folders import compare_classes
+from lightning_vl.data.datasets.listed import Entry, ListedVideos
 from lightning_vl.data.datasets.tables import check_classes, seeded_split
 from lightning_vl.data.source import Split
 from lightning_vl.data.video import VIDEO_SUFFIXES
@@ -86,18 +87,7 @@ class VideoFolder(ListedVideos):
         return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
 
     def _compare_classes(self, folder: str) -> None:
-        here, trained = set(self._folders_in(folder)), set(self._classes)
-        where = os.path.join(self.root, folder)
-        if trained - here:
-            raise UserError(
-                f"{where} has no folder for {', '.join(some(sorted(trained - here)))}, which the training data has",
-                "add the missing class folders there, or take them out of the training data",
-            )
-        if here - trained:
-            raise UserError(
-                f"{where} has a folder {', '.join(some(sorted(here - trained)))} that the training data lacks",
-                "rename or remove it: classes are learnt from the training data",
-            )
+        compare_classes(os.path.join(self.root, folder), self._folders_in(folder), self._classes)
 
     def _videos(self, folder: str, name: str) -> list[Entry]:
         inside = os.path.normpath(os.path.join(folder, name))
