@@ -23,11 +23,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # experiment files call these classes by their short names, which are known once they are imported
 import lightning_vl.data.datasets.epic_kitchens
+import lightning_vl.data.datasets.image_folder
 import lightning_vl.data.datasets.kinetics
 import lightning_vl.data.datasets.labelled_videos
 import lightning_vl.data.datasets.something_something
 import lightning_vl.data.datasets.video_folder
 import lightning_vl.data.synthetic.moving_digits
+import lightning_vl.papers.vit.task
 import lightning_vl.papers.vivit.task  # noqa: F401
 from lightning_vl.callbacks import LastCheckpoint, Progress, StopOnSignal, Throughput
 from lightning_vl.checkpoints import WholeCheckpoints, last_complete
