@@ -57,7 +57,7 @@ class RandomResizedCrop:
 
     def __call__(self, image: Tensor, size: int, rng: np.random.Generator) -> Tensor:
         """uint8 (c, h, w) -> uint8 (c, size, size)."""
-        top, left, height, width = self._box(*image.shape[-2:], rng)
+        top, left, height, width = self._box(image.shape[-2], image.shape[-1], rng)
         image = resize(image[:, top : top + height, left : left + width], size)
         return image.flip(-1) if rng.random() < self.flip else image
 

@@ -35,6 +35,7 @@ class ViTTask(Task):
         schedule: linear warm-up, then linear or cosine decay in the paper.
     """
 
+    net: ViT
     unit = "images"
 
     def __init__(self, net: ViT, optimizer: OptimizerCallable, schedule: Schedule) -> None:
