@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from tqdm import tqdm
 
+from lightning_vl.terminal import say
+
 SECONDS_BETWEEN_LINES = 10.0  # of progress, where no terminal reads along
 REQUEUE = 85  # exit code that asks the batch script for a requeue
 
@@ -124,11 +126,11 @@ class StopOnSignal(Checkpoint):
         for logger in trainer.loggers:
             logger.finalize("interrupted")
         trainer.strategy.barrier()
-        if trainer.is_global_zero:
-            print(
-                f"\nstopped at step {trainer.global_step} of {trainer.max_steps}; saved {self.last.path}",
-                file=sys.stderr,
-            )
+        run_id = self.last.path.parent.parent.name
+        say(
+            f"\nstopped at step {trainer.global_step} of {trainer.max_steps}; saved {self.last.path}\n"
+            f"the same command with --run.id {run_id} goes on from there"
+        )
         # one exit code is enough, and Lightning kills the others where a process that it started has a bad one
         raise SystemExit(self.code if trainer.is_global_zero else 0)
 
