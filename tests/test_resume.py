@@ -14,7 +14,7 @@ import torch
 from support import ROOT, TINY, Command, command_line, environment
 
 EXPERIMENT = "experiments/vivit_fact_encoder.yaml"
-STEPS = 12
+STEPS = 40  # enough that a signal arrives while there is something left to do
 SHORT = (
     *TINY,
     f"--trainer.max_steps={STEPS}",
