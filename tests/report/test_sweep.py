@@ -160,8 +160,14 @@ def test_ctrl_c_stops_the_runs_and_the_next_call_goes_on(here: Path) -> None:
         overrides=[*SHORT[:-3], "--trainer.max_steps=100000"],
     )
     env = environment(here)
+    # a shell gives its background jobs a Ctrl-C that is ignored: the one of a person at a terminal is not
     process = subprocess.Popen(
-        command_line("sweep", "sweep.yaml"), cwd=here, env=env, stderr=subprocess.PIPE, text=True
+        command_line("sweep", "sweep.yaml"),
+        cwd=here,
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     metrics = here / "runs" / NAMES[0] / "short-seed0" / "metrics.jsonl"
     deadline = time.monotonic() + 200
