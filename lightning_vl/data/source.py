@@ -1,4 +1,4 @@
-"""Where video comes from: every data set of clips, embedded or on disk, is one `VideoSource`."""
+"""Where samples come from: every data set of clips is one `VideoSource`, every one of images one `ImageSource`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -51,4 +51,41 @@ class VideoSource(ABC):
 
         Raises:
             CorruptSample: the frames cannot be decoded.
+        """
+
+
+class LabelledImage(NamedTuple):
+    """One labelled image.
+
+    Attributes:
+        id: names the image in reports and errors (a path relative to the root, say).
+        label: class index.
+    """
+
+    id: str
+    label: int
+
+
+class ImageSource(ABC):
+    """Labelled images in three splits; pixels are read by index."""
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """Class names in the order of the logits."""
+
+    @abstractmethod
+    def images(self, split: Split) -> Sequence[LabelledImage]:
+        """The images of a split; they are not opened yet.
+
+        Raises:
+            UserError: the split cannot be had (missing folder, no such column, wrong class count).
+        """
+
+    @abstractmethod
+    def read(self, split: Split, index: int) -> np.ndarray:
+        """Image `index` of the split: uint8 (h, w, 3), RGB.
+
+        Raises:
+            CorruptSample: it cannot be decoded.
         """

@@ -5,14 +5,13 @@ import struct
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from lightning_vl.data.datasets.class_folders import compare_classes
 from lightning_vl.data.datasets.tables import check_classes
-from lightning_vl.data.source import Split
+from lightning_vl.data.source import ImageSource, LabelledImage, Split
 from lightning_vl.errors import CorruptSample, UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -21,14 +20,7 @@ VALIDATION = ("validation", "val")
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
-class LabelledImage(NamedTuple):
-    """Attributes: id: the file, relative to the root. label: class index."""
-
-    id: str
-    label: int
-
-
-class ImageFolder:
+class ImageFolder(ImageSource):
     """Images in class folders: `<root>/<split>/<class>/<image>`.
 
     The folders of the splits are `train`, `validation` (or `val`) and `test`. Where one of the last two is missing, the

@@ -10,9 +10,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as pixels
 
-from lightning_vl.data.datasets.image_folder import ImageFolder
 from lightning_vl.data.module import DataModule, to_signed_unit_range
-from lightning_vl.data.source import Split
+from lightning_vl.data.source import ImageSource, Split
 from lightning_vl.data.stream import Batch, SeededDataset
 from lightning_vl.errors import UserError
 
@@ -80,7 +79,7 @@ class TrainingImages:
         augmentation: the random crop.
     """
 
-    def __init__(self, source: ImageFolder, image_size: int, augmentation: RandomResizedCrop) -> None:
+    def __init__(self, source: ImageSource, image_size: int, augmentation: RandomResizedCrop) -> None:
         self.source = source
         self.image_size = image_size
         self.augmentation = augmentation
@@ -108,7 +107,7 @@ class EvaluationImages:
         image_size: height and width for the network, px.
     """
 
-    def __init__(self, source: ImageFolder, split: Split, image_size: int) -> None:
+    def __init__(self, source: ImageSource, split: Split, image_size: int) -> None:
         self.source = source
         self.split = split
         self.image_size = image_size
@@ -127,7 +126,7 @@ class EvaluationImages:
         return {"image": image, "label": self.images[index].label, "id": self.images[index].id}
 
 
-def read(source: ImageFolder, split: Split, index: int) -> Tensor:
+def read(source: ImageSource, split: Split, index: int) -> Tensor:
     """uint8 (c, h, w)."""
     return torch.from_numpy(source.read(split, index)).permute(2, 0, 1)
 
@@ -163,7 +162,7 @@ class ImageData(DataModule):
 
     def __init__(
         self,
-        source: ImageFolder,
+        source: ImageSource,
         image_size: int,
         augmentation: RandomResizedCrop,
         batch_size: int,
