@@ -27,12 +27,18 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 # experiment files call these classes by their short names, which are known once they are imported
 import lightning_vl.data.datasets.epic_kitchens
+import lightning_vl.data.datasets.hub_images
+import lightning_vl.data.datasets.idx_images
 import lightning_vl.data.datasets.image_folder
+import lightning_vl.data.datasets.image_shards
+import lightning_vl.data.datasets.in_memory
 import lightning_vl.data.datasets.kinetics
 import lightning_vl.data.datasets.labelled_videos
 import lightning_vl.data.datasets.something_something
 import lightning_vl.data.datasets.video_folder
 import lightning_vl.data.synthetic.moving_digits
+import lightning_vl.data.synthetic.scattered
+import lightning_vl.papers.vit.bit
 import lightning_vl.papers.vit.task
 import lightning_vl.papers.vivit.task  # noqa: F401
 from lightning_vl.callbacks import LastCheckpoint, Progress, StopOnSignal, Throughput
@@ -40,6 +46,7 @@ from lightning_vl.checkpoints import WholeCheckpoints, last_complete
 from lightning_vl.data.module import DataModule
 from lightning_vl.errors import UserError
 from lightning_vl.evaluation.examples import Examples
+from lightning_vl.evaluation.transfer import TransferTask, run_all
 from lightning_vl.loggers import METRICS, MetricsFile, WandbRun, choose_wandb_mode, last_validation
 from lightning_vl.run import (
     CONFIG,
@@ -174,6 +181,12 @@ class Bench(LightningCLI):
         """What an experiment's file says beside model, data and trainer."""
         parser.add_class_arguments(RunOptions, "run")
         parser.add_argument("--expected", type=list[Expected], default=[], help="What the metrics should come out at.")
+        parser.add_argument(
+            "--transfer",
+            type=list[TransferTask],
+            default=[],
+            help="Tasks to transfer an image classifier to, after its test.",
+        )
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint_last")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint_best")
 
@@ -211,6 +224,7 @@ class Bench(LightningCLI):
                 " ".join(str(error).split())[:300], "change these values in the experiment's file"
             ) from error
         self.model.seed = self.datamodule.seed = self.settings.seed_everything
+        self.model.network = yaml.safe_load(self._configuration)["model"]["init_args"]["net"]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the run's folder, loggers, checkpoints and callbacks."""
@@ -329,7 +343,8 @@ class Bench(LightningCLI):
         for key in ("config", "ckpt_path"):
             settings.pop(key, None)
         settings.run.id = None
-        return self._parser(self.subcommand).dump(settings, skip_none=False)
+        parser = self._parser(self.subcommand) if self.subcommand else self.parser
+        return parser.dump(settings, skip_none=False)
 
     def _log_configuration(self) -> None:
         configuration = yaml.safe_load(self._configuration)
@@ -358,6 +373,7 @@ class Bench(LightningCLI):
         from lightning_vl.report.cost import static_cost
 
         metrics = {**validation, **{name: float(value) for name, value in self.trainer.callback_metrics.items()}}
+        metrics |= self._transfer()
         metrics = {name: value for name, value in metrics.items() if name != "step" and not name.startswith("train/")}
         expected = [entry.judge(metrics) for entry in self._get(self.config_init, "expected")]
         cost = static_cost(self.model.net)
@@ -388,6 +404,17 @@ class Bench(LightningCLI):
         write_results(self.folder, results)
         show(results)
         say(f"run folder {self.folder}")
+
+    def _transfer(self) -> dict[str, float]:
+        """What the network, with the weights that were tested, does on the tasks of `transfer`."""
+        tasks = self._get(self.config_init, "transfer")
+        if not tasks or self.subcommand == "validate":
+            return {}
+        device = self.trainer.strategy.root_device
+        metrics = run_all(self.model.net, tasks, self.settings.seed_everything, device)
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, self.trainer.global_step)
+        return metrics
 
 
 # How and where a run is carried out: may change when it goes on. Everything else is science.

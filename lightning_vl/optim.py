@@ -52,3 +52,38 @@ class WarmupCosine(Schedule):
             return (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class WarmupConstant(Schedule):
+    """Linear warm-up, then the base learning rate: for runs that end by a criterion, whatever the last step would be.
+
+    Args:
+        warmup_steps: optimiser steps of the warm-up.
+    """
+
+    def __init__(self, warmup_steps: int) -> None:
+        self.warmup_steps = warmup_steps
+
+    def factor(self, step: int, total: int) -> float:
+        """Rises to one over the warm-up and stays."""
+        return min(1.0, (step + 1) / max(1, self.warmup_steps))
+
+
+class WarmupLinear(Schedule):
+    """Linear warm-up, then a straight line from the end of the warm-up to the last step (ViT's pre-training, Table 3).
+
+    Args:
+        warmup_steps: optimiser steps of the warm-up.
+        end: factor at the last step.
+    """
+
+    def __init__(self, warmup_steps: int, end: float = 0.0) -> None:
+        self.warmup_steps = warmup_steps
+        self.end = end
+
+    def factor(self, step: int, total: int) -> float:
+        """Rises to one over the warm-up and falls to `end` at `total`."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
+        return 1 + (self.end - 1) * min(1.0, progress)

@@ -65,6 +65,7 @@ class Task(lightning.LightningModule, ABC):
         self._micro_batches: list[dict[str, Tensor]] = []
         self.init_from = init_from
         self.seed = 0  # the run's seed: set by the command before the run starts
+        self.network: dict[str, Any] | None = None  # class_path and init_args of the network, likewise
 
     def setup(self, stage: str) -> None:
         """Training starts from other weights, unless the run goes on from a checkpoint of its own."""
@@ -186,6 +187,10 @@ class Task(lightning.LightningModule, ABC):
             )
         if self._is_written_down:
             self.log("train/gradient_norm", norm)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Says how the network is built, so that the file alone is enough to use it."""
+        checkpoint["network"] = self.network
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Before the weights are loaded, the data must be prepared as it was for them."""

@@ -1,9 +1,10 @@
 """Multi-head self-attention."""
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from lightning_vl.nn.initialisation import init_linear, init_query_key_value
+from lightning_vl.nn.initialisation import init_linear, init_query_key_value, learned_positions
 
 
 class Attention(nn.Module):
@@ -45,3 +46,29 @@ class Attention(nn.Module):
         # scaled_dot_product_attention does not know of eval mode: without this, evaluation would be random.
         dropout = self.dropout if self.training else 0.0
         return nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+
+
+class RelativeAttention(Attention):
+    """Self-attention that also sees how far apart two tokens stand in the sequence (ViT, App. D.4).
+
+    The content's query meets an embedding of the offset between the two tokens as a second key, and the logits of
+    both are added. Heads share the embeddings.
+
+    Args:
+        tokens: length n of the sequence.
+        dim: width d of the tokens.
+        heads: number of heads; divides ``dim``.
+    """
+
+    def __init__(self, tokens: int, dim: int, heads: int) -> None:
+        super().__init__(dim, heads)
+        self.offsets = learned_positions(2 * tokens - 1, dim // heads)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """softmax((q k^T + q r^T) / sqrt(c)) v for (b, h, n, c) each, r being the offset's embedding."""
+        n, c = query.shape[-2:]
+        logits = query @ self.offsets[0].T.to(query.dtype) / c**0.5  # (b, h, n, 2 n - 1), by offset
+        places = torch.arange(n, device=query.device)
+        offset = places - places[:, None] + n - 1  # (n, n), query by key
+        logits = logits.gather(-1, offset.expand(*query.shape[:2], n, n))
+        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=logits)

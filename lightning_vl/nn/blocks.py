@@ -1,5 +1,6 @@
 """Transformer blocks in ViT's pre-norm form and the encoder that stacks them."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -83,6 +84,7 @@ class PreNormBlock(nn.Module):
         dropout: after every linear layer but query, key and value.
         stochastic_depth: probability with which each branch is dropped.
         gelu_approximation: see :class:`Mlp`.
+        layer_norm_eps: what the norms add to the variance.
     """
 
     def __init__(
@@ -93,11 +95,12 @@ class PreNormBlock(nn.Module):
         dropout: float = 0.0,
         stochastic_depth: float = 0.0,
         gelu_approximation: GeluApproximation = "tanh",
+        layer_norm_eps: float = LAYER_NORM_EPS,
     ) -> None:
         super().__init__()
-        self.norm_attention = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm_attention = nn.LayerNorm(dim, eps=layer_norm_eps)
         self.attention = attention
-        self.norm_mlp = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm_mlp = nn.LayerNorm(dim, eps=layer_norm_eps)
         self.mlp = Mlp(dim, mlp_dim, dropout, gelu_approximation)
         self.dropout = nn.Dropout(dropout)
         self.stochastic_depth = StochasticDepth(stochastic_depth)
@@ -119,6 +122,8 @@ class Encoder(nn.Module):
         dropout: after every linear layer but query, key and value.
         stochastic_depth: p_drop, the probability at the last block; see :func:`stochastic_depth_ramp`.
         gelu_approximation: see :class:`Mlp`.
+        layer_norm_eps: what the norms add to the variance.
+        attention: makes a block's attention from the width and the number of heads.
     """
 
     def __init__(
@@ -130,13 +135,15 @@ class Encoder(nn.Module):
         dropout: float = 0.0,
         stochastic_depth: float = 0.0,
         gelu_approximation: GeluApproximation = "tanh",
+        layer_norm_eps: float = LAYER_NORM_EPS,
+        attention: Callable[[int, int], Attention] = Attention,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            PreNormBlock(Attention(dim, heads), dim, mlp_dim, dropout, probability, gelu_approximation)
+            PreNormBlock(attention(dim, heads), dim, mlp_dim, dropout, probability, gelu_approximation, layer_norm_eps)
             for probability in stochastic_depth_ramp(stochastic_depth, layers)
         )
-        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm = nn.LayerNorm(dim, eps=layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, ..., n, d) to the same, normalised."""

@@ -28,28 +28,49 @@ def embed_patches(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return nn.functional.linear(patches, weight.flatten(1), bias)
 
 
+class Stem(nn.Module, ABC):
+    """What makes feature maps of images, of which a hybrid's patches are taken (ViT, Sec. 3.1).
+
+    Attributes:
+        channels: of the feature map.
+        stride: pixels from one place of the feature map to the next.
+    """
+
+    channels: int
+    stride: int
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, 3, h, w) to (b, channels, h / stride, w / stride)."""
+
+
 class PatchEmbedding(nn.Module):
-    """Patches of an image (ViT, Eq. 1): three channels, row by row.
+    """Patches of an image, or of a stem's feature map, row by row (ViT, Eq. 1).
 
     Args:
         image_size: height and width of the image, in pixels.
-        patch_size: height and width of a patch, in pixels.
+        patch_size: height and width of a patch, in pixels; with a stem in places of its feature map.
         dim: width d of the tokens.
+        stem: what the patches are taken of; the image itself without one.
     """
 
-    def __init__(self, image_size: int, patch_size: int, dim: int) -> None:
+    def __init__(self, image_size: int, patch_size: int, dim: int, stem: Stem | None = None) -> None:
         super().__init__()
-        if patch_size > image_size:
-            raise ValueError(f"a patch of {patch_size} pixels does not fit into an image of {image_size}")
+        size, channels = (image_size, 3) if stem is None else (image_size // stem.stride, stem.channels)
+        if patch_size > size:
+            raise ValueError(f"a patch of {patch_size} pixels does not fit into an image of {size}")
         self.image_size = image_size
         self.dim = dim
-        self.grid = (image_size // patch_size, image_size // patch_size)
-        self.weight = nn.Parameter(torch.empty(dim, 3, patch_size, patch_size))
+        self.grid = (size // patch_size, size // patch_size)
+        self.stem = stem
+        self.weight = nn.Parameter(torch.empty(dim, channels, patch_size, patch_size))
         self.bias = nn.Parameter(torch.zeros(dim))
         init_filter(self.weight)
 
     def forward(self, images: Tensor) -> Tensor:
         """(b, 3, image_size, image_size) to (b, s, d)."""
+        if self.stem is not None:
+            images = self.stem(images)
         return embed_patches(images, self.weight, self.bias)
 
 

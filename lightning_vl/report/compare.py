@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_vl.errors import UserError
+from lightning_vl.report import data_scale
+from lightning_vl.report.core_days import training_costs
 from lightning_vl.report.family import Sweep, nearest, read_sweep, undeclared, value_at
 from lightning_vl.report.results import LeftOut, Run, find_runs
 from lightning_vl.report.table import (
@@ -20,6 +22,7 @@ from lightning_vl.report.table import (
     default_metric,
     make_row,
     print_table,
+    row_without_runs,
 )
 
 SHOWN_KEYS = 6
@@ -31,24 +34,31 @@ def compare(
     sweep: Sweep | None = None,
     costs: Mapping[str, Mapping[str, Any]] | None = None,
     metric: str | None = None,
+    price_per_core_hour: float | None = None,
 ) -> Comparison:
     """Group runs by experiment and find out how far they may be compared.
 
     Args:
-        runs: at least one.
+        runs: at least one, but for a sweep with ``core_days``.
         left_out: run folders to name in the report.
         sweep: declares what may differ and holds the paper's columns; the table then has its order.
         costs: experiment to what ``profile`` gave for the file that the sweep names.
         metric: of the table; the sweep's, or what the experiments expect, where None.
+        price_per_core_hour: in dollars; the sweep's where None.
+
+    Raises:
+        UserError: no run has the metric, or a training cost cannot be computed.
     """
     by_experiment: dict[str, list[Run]] = {}
     for name in [*(sweep.names if sweep else []), *[run.experiment for run in runs]]:
         by_experiment.setdefault(name, [])
     for run in runs:
         by_experiment[run.experiment].append(run)
+    training = training_costs(sweep, price_per_core_hour) if sweep else {}
+    not_run = [name for name, group in by_experiment.items() if not group and name in training]
     by_experiment = {name: group for name, group in by_experiment.items() if group}
 
-    metric = metric or (sweep.metric if sweep else None) or default_metric(runs)
+    metric = (metric or (sweep.metric if sweep else None) or default_metric(runs)) if runs else None
     logged = sorted({name for run in runs for name in run.metrics})
     if metric is not None and metric not in logged:
         raise UserError(f"no run has the metric {metric!r}", nearest(metric, logged))
@@ -58,6 +68,11 @@ def compare(
         make_row(sweep.label(name) if sweep else name, group, (costs or {}).get(name), paper.get(name))
         for name, group in by_experiment.items()
     ]
+    if sweep and training:
+        rows = [replace(row, training=training.get(row.experiment)) for row in rows]
+        rows += [row_without_runs(name, sweep.label(name), paper.get(name), training[name]) for name in not_run]
+        rows.sort(key=lambda row: [*sweep.names, row.experiment].index(row.experiment))
+        rows += [row_without_runs(name, name, printed) for name, printed in _printed_only(sweep)]
     best = best_of(rows, metric) if metric else None
     warnings, differing = _controls(by_experiment, sweep)
     return Comparison(
@@ -70,7 +85,12 @@ def compare(
         left_out=tuple(left_out),
         sweep=sweep,
         differing=differing,
+        price_per_core_hour=price_per_core_hour,
     )
+
+
+def _printed_only(sweep: Sweep) -> Iterable[tuple[str, Mapping[str, float]]]:
+    return sweep.paper.printed_only.items() if sweep.paper else ()
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
@@ -112,14 +132,18 @@ def main(argv: Sequence[str]) -> int:
     """Run the verb; gives the exit code."""
     arguments = _parser().parse_args(argv)
     sweep = read_sweep(arguments.sweep) if arguments.sweep else None
+    if not arguments.runs and not (sweep and sweep.core_days):
+        raise UserError("no runs are given", "Name run folders, or a folder of them such as runs")
     runs, left_out = find_runs(arguments.runs)
-    if not runs:
+    if not runs and not (sweep and sweep.core_days):
         raise UserError(
             f"none of the {len(left_out)} run folders is finished; the first is {left_out[0]}",
             "Let a run end, or go on with it: the same fit command with the same --run.id resumes it",
         )
+    if sweep and sweep.over:
+        return _curves(sweep, runs, left_out, arguments)
     costs = read_costs(sweep, sweep_folder(sweep)) if sweep else {}
-    comparison = compare(runs, left_out, sweep, costs, arguments.metric)
+    comparison = compare(runs, left_out, sweep, costs, arguments.metric, arguments.price_per_core_hour)
     # Written before anything is printed: `compare ... | head` must not lose them.
     paths = write(comparison, arguments.out) if arguments.out else []
     if arguments.json:
@@ -136,6 +160,26 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _curves(sweep: Sweep, runs: Sequence[Run], left_out: Sequence[LeftOut], arguments: argparse.Namespace) -> int:
+    """What the verb shows of a sweep over a value."""
+    scale = data_scale.read(
+        sweep if arguments.metric is None else replace(sweep, metric=arguments.metric), runs, left_out
+    )
+    paths = data_scale.write(scale, arguments.out) if arguments.out else []
+    if arguments.json:
+        json.dump(data_scale.as_json(scale), sys.stdout, indent=2, allow_nan=False)
+        print()
+        for line in [*scale.crossings, *scale.warnings, *map(str, paths)]:
+            print(line, file=sys.stderr)
+    else:
+        from rich.console import Console
+
+        data_scale.print_scale(scale, Console())
+        for path in paths:
+            print(path)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m lightning_vl compare",
@@ -143,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: python -m lightning_vl compare runs/vivit_fact_encoder runs/vivit_avg_pool --out report",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN_OR_FOLDER", help="a run folder, or a folder of run folders")
+    parser.add_argument("runs", nargs="*", metavar="RUN_OR_FOLDER", help="a run folder, or a folder of run folders")
     parser.add_argument("--json", action="store_true", help="print a list of objects, one an experiment")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="write table.csv, table.md, figure.png and index.html there"
@@ -153,6 +197,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--metric", help="metric of the table and figure, as logged (default: the one that is expected)"
+    )
+    parser.add_argument(
+        "--price-per-core-hour",
+        type=float,
+        metavar="X",
+        help="dollars, for the training costs of a sweep file with core_days (default: that file's)",
     )
     return parser
 
@@ -174,6 +224,8 @@ def _controls(
             warnings.append(
                 f"{name} has several runs of seed {', '.join(map(str, repeated))}: they are not independent"
             )
+    if not configs:
+        return [], {}
     reference, *rest = [of_runs[0] for of_runs in configs.values()]
     between = dict.fromkeys(key for config in rest for key in undeclared(reference, config))
     declared = sweep.differ_only_in if sweep else []

@@ -30,6 +30,7 @@ class Paper:
         rows: experiment to {column key: printed value}.
         figure: the two columns that the figure shows, keys ``x`` (compute) and ``y`` (accuracy).
         runtime: column of the runtimes, of which a ratio is made.
+        printed_only: label to {column key: printed value}, for rows that no experiment of the bench stands for.
     """
 
     source: str
@@ -37,6 +38,62 @@ class Paper:
     rows: dict[str, dict[str, float]]
     figure: dict[str, str] | None = None
     runtime: str | None = None
+    printed_only: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CoreDays:
+    """What turns the operations of training into core-days and money: assumptions, none of them measured.
+
+    Attributes:
+        core: what a core is.
+        peak_tflops: of one core, in 1e12 operations a second.
+        peak_source: where that is from.
+        utilisation: share of the peak that training reaches.
+        utilisation_source: where that is from.
+        price_per_core_hour: in dollars.
+        price_source: where that is from.
+        printed: column of the paper that has core-days.
+    """
+
+    core: str
+    peak_tflops: float
+    peak_source: str
+    utilisation: float
+    utilisation_source: str
+    price_per_core_hour: float
+    price_source: str
+    printed: str | None = None
+
+
+@dataclass(frozen=True)
+class Over:
+    """The one value that a sweep varies beside experiment and seed: the figure's horizontal axis.
+
+    Attributes:
+        key: dotted key of the experiment files, as ``data.init_args.train_images``.
+        label: what it is, for the axis and the table.
+        values: ascending positive numbers.
+    """
+
+    key: str
+    label: str
+    values: list[int]
+
+
+@dataclass(frozen=True)
+class Quick:
+    """What ``--quick`` puts in the place of the sweep's own, for a look: its runs never mix with the sweep's.
+
+    Attributes:
+        seeds: of the look.
+        values: of ``over``; the sweep's where absent.
+        overrides: ``--key=value`` after those of the sweep.
+    """
+
+    seeds: list[int]
+    values: list[int] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -55,6 +112,13 @@ class Sweep:
         cost: experiment to the file whose network the cost columns are taken from; its own where absent.
         runtime_baseline: experiment whose runtime is 1; the first where absent.
         paper: printed values.
+        over: a value to vary; every experiment runs at each.
+        metrics: further metrics of a sweep over a value, a panel and a table each.
+        pairs: two experiments each: where does the first overtake the second.
+        compute_budget: training multiply-adds (1e9) at which the experiments are compared; the least total of a
+            finished run where absent.
+        quick: what ``--quick`` runs instead.
+        core_days: what training costs are computed with; such a sweep's table needs no finished run.
     """
 
     name: str
@@ -68,6 +132,12 @@ class Sweep:
     cost: dict[str, str] = field(default_factory=dict)
     runtime_baseline: str | None = None
     paper: Paper | None = None
+    over: Over | None = None
+    metrics: list[str] = field(default_factory=list)
+    pairs: list[list[str]] = field(default_factory=list)
+    compute_budget: float | None = None
+    quick: Quick | None = None
+    core_days: CoreDays | None = None
 
     @property
     def names(self) -> list[str]:
@@ -94,7 +164,7 @@ def read_sweep(path: str | Path) -> Sweep:
     for file in [*sweep.experiments, *sweep.cost.values()]:
         if not Path(file).is_file():
             raise UserError(f"{path}: {file} does not exist", "Paths are relative to the working directory")
-    for override in sweep.overrides:
+    for override in [*sweep.overrides, *(sweep.quick.overrides if sweep.quick else [])]:
         if not override.startswith("--") or override.startswith(("--run.", "--seed_everything")):
             raise UserError(
                 f"{path}: overrides has {override!r}",
@@ -104,6 +174,7 @@ def read_sweep(path: str | Path) -> Sweep:
         "labels": [*sweep.labels],
         "cost": [*sweep.cost],
         "paper.rows": [*(sweep.paper.rows if sweep.paper else [])],
+        "pairs": [experiment for pair in sweep.pairs for experiment in pair],
     }
     if sweep.runtime_baseline:
         named["runtime_baseline"] = [sweep.runtime_baseline]
@@ -115,7 +186,30 @@ def read_sweep(path: str | Path) -> Sweep:
                 )
     if sweep.paper:
         _check_paper(path, sweep.paper)
+    if sweep.core_days:
+        _check_core_days(path, sweep, sweep.core_days)
+    _check_values(path, sweep)
     return sweep
+
+
+def quick_sweep(sweep: Sweep) -> Sweep:
+    """The sweep that ``--quick`` runs, under a name of its own.
+
+    Raises:
+        UserError: the file has no ``quick``.
+    """
+    quick = sweep.quick
+    if quick is None:
+        raise UserError(f"the sweep {sweep.name} has no quick", "Add quick: {seeds: [0], ...} to its file, or run all")
+    over = dataclasses.replace(sweep.over, values=quick.values or sweep.over.values) if sweep.over else None
+    return dataclasses.replace(
+        sweep,
+        name=f"{sweep.name}-quick",
+        title=f"{sweep.title} (quick look)",
+        seeds=quick.seeds,
+        over=over,
+        overrides=[*sweep.overrides, *quick.overrides],
+    )
 
 
 def check_family(files: Sequence[str | Path], differ_only_in: Sequence[str]) -> None:
@@ -171,10 +265,43 @@ def _is_under(key: str, prefix: str) -> bool:
     return key == prefix or key.startswith(prefix + ".")
 
 
+def _check_values(path: Path, sweep: Sweep) -> None:
+    quick = sweep.quick.values if sweep.quick else []
+    if sweep.over is None:
+        if sweep.metrics or sweep.pairs or sweep.compute_budget is not None or quick:
+            raise UserError(
+                f"{path}: metrics, pairs, compute_budget and quick.values belong to a sweep over a value",
+                "Add over: {key: ..., label: ..., values: [...]}, or leave them out",
+            )
+        return
+    for key, values in (("over.values", sweep.over.values), ("quick.values", quick)):
+        if values != sorted(set(values)) or any(value < 1 for value in values):
+            raise UserError(f"{path}: {key} is {values}", "List different positive numbers, ascending")
+    if not sweep.over.values:
+        raise UserError(f"{path}: over.values is empty", "List at least one value")
+    for pair in sweep.pairs:
+        if len(set(pair)) != 2:
+            raise UserError(f"{path}: pairs has {pair}", "Name two experiments: [which overtakes, which is overtaken]")
+
+
+def _check_core_days(path: Path, sweep: Sweep, assumed: CoreDays) -> None:
+    if not 0 < assumed.utilisation <= 1 or assumed.peak_tflops <= 0 or assumed.price_per_core_hour < 0:
+        raise UserError(
+            f"{path}: core_days has a utilisation, peak or price out of range",
+            "Give 0 < utilisation <= 1, peak_tflops > 0 and price_per_core_hour >= 0",
+        )
+    columns = [*(sweep.paper.columns if sweep.paper else [])]
+    if assumed.printed and assumed.printed not in columns:
+        raise UserError(
+            f"{path}: core_days.printed names the column {assumed.printed!r}", nearest(assumed.printed, columns)
+        )
+
+
 def _check_paper(path: Path, paper: Paper) -> None:
     used = [("paper.runtime", paper.runtime)] if paper.runtime else []
     used += [("paper.figure", column) for column in (paper.figure or {}).values()]
-    used += [(f"paper.rows.{experiment}", column) for experiment, row in paper.rows.items() for column in row]
+    for part, rows in (("rows", paper.rows), ("printed_only", paper.printed_only)):
+        used += [(f"paper.{part}.{name}", column) for name, row in rows.items() for column in row]
     for key, column in used:
         if column not in paper.columns:
             raise UserError(f"{path}: {key} names the column {column!r}", nearest(column, paper.columns))

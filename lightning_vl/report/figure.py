@@ -14,14 +14,19 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
+from lightning_vl.report.data_scale import DataScale, Panel
 from lightning_vl.report.table import Comparison, Row, heading, is_share, lower_is_better, summarise
 
+# Of each family of networks a hue, light to dark: the shades are its sizes.
+HUES = (("#56B4E9", "#0072B2", "#00365A"), ("#F0A868", "#D55E00", "#7A2E00"), ("#66C2A5", "#009E73", "#004D38"))
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 GREY = "#555555"
 MOST_CURVES = 12
+PANELS_ABREAST = 2
 NEAR = 9  # points between a marker and its label
 ANCHORS = {"left": (0.0, 0.5), "right": (1.0, 0.5), "center": (0.5, 0.5)}  # where a line leaves a label
 LOG_FROM = 10.0  # compute that spans more than this factor is drawn on a logarithmic axis
@@ -117,6 +122,138 @@ def curves(comparison: Comparison) -> Figure | None:
     for panel, end in zip(axes, ends, strict=True):
         _end_labels(panel, end)
     return figure
+
+
+def metric_over_value(scale: DataScale, titled: bool = True) -> Figure:
+    """Every panel of a sweep over a value: one line an experiment, a band of ± the spread, the trivial baseline dashed.
+
+    A hollow marker stands for at least one run that the reading is not fair to (see :class:`Cell`).
+
+    Args:
+        scale: what to draw.
+        titled: whether the sweep's title stands over it.
+    """
+    assert scale.sweep.over is not None
+    rows = -(-len(scale.panels) // PANELS_ABREAST)
+    abreast = min(len(scale.panels), PANELS_ABREAST)
+    figure = _figure(6.8 * abreast, 4.5 * rows + 0.3)
+    grid = list(figure.subplots(rows, abreast, squeeze=False).flat)
+    for unused in grid[len(scale.panels) :]:
+        unused.remove()
+    if titled:
+        figure.suptitle(scale.sweep.title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    ends = [_value_panel(axes, panel, scale) for axes, panel in zip(grid, scale.panels, strict=False)]
+    counts = sorted({len(cell.summary.values) for p in scale.panels for c in p.curves.values() for cell in c.values()})
+    number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    figure.supxlabel(
+        f"Lines: mean over {number} seed{'s' * (number != '1')}. Bands: ± sample standard deviation. "
+        "Hollow: not all runs had converged.",
+        x=0.01,
+        ha="left",
+        fontsize=9,
+        color=GREY,
+    )
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes, end in zip(grid, ends, strict=False):
+        _end_labels(axes, end)
+    return figure
+
+
+def convergence(scale: DataScale) -> Figure | None:
+    """Validation top-1 over steps of every run, a panel a value; a dot where its criterion ended a run, a cross at the cap.
+
+    None where no run has logged it.
+    """
+    values = sorted({point.value for point in scale.points if point.curve})
+    if not values:
+        return None
+    assert scale.sweep.over is not None
+    abreast = min(len(values), 3)
+    rows = -(-len(values) // abreast)
+    figure = _figure(4.4 * abreast, 2.9 * rows + 0.5)
+    grid = list(figure.subplots(rows, abreast, squeeze=False, sharey=True).flat)
+    for unused in grid[len(values) :]:
+        unused.remove()
+    styles = _styles(scale)
+    for axes, value in zip(grid, values, strict=False):
+        for point in scale.points:
+            if point.value == value and point.curve:
+                colour, _ = styles[point.run.experiment]
+                steps, shares = [*point.curve], [100 * share for share in point.curve.values()]
+                axes.plot(steps, shares, color=colour, linewidth=1.2)
+                axes.plot(steps[-1], shares[-1], color=colour, marker="o" if point.converged else "x", markersize=6)
+        _plain(axes, f"{value} {scale.sweep.over.label}", "step", "val/top1 (%)")
+        axes.set_xlim(left=0)
+    handles = [
+        Line2D([], [], color=styles[name][0], label=scale.sweep.label(name))
+        for name in scale.sweep.names
+        if name in styles
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False)
+    figure.supxlabel(
+        "A line a run. Dot: ended by its stopping criterion. Cross: ended by the cap on the steps.",
+        x=0.01,
+        ha="left",
+        fontsize=9,
+        color=GREY,
+    )
+    return figure
+
+
+def _styles(scale: DataScale) -> dict[str, tuple[str, str]]:
+    """Experiment to colour and marker: a hue a family, a shade a size, ordered by the multiply-adds of a forward."""
+    sizes = {point.run.experiment: point.gmacs or 0.0 for point in scale.points}
+    families = {point.run.experiment: point.family for point in scale.points}
+    styles = {}
+    for hue, family in enumerate(dict.fromkeys(families[name] for name in scale.sweep.names if name in families)):
+        members = sorted((name for name in families if families[name] == family), key=lambda name: sizes[name])
+        shades = HUES[hue % len(HUES)]
+        for rank, name in enumerate(members):
+            shade = 1 if len(members) == 1 else round(rank * (len(shades) - 1) / (len(members) - 1))
+            styles[name] = (shades[shade], MARKERS[(hue * 3 + rank) % len(MARKERS)])
+    return styles
+
+
+def _value_panel(axes: Axes, panel: Panel, scale: DataScale) -> list[tuple[float, float, str, str]]:
+    """Draw one metric in one reading; gives the ends of the lines for their labels."""
+    assert scale.sweep.over is not None
+    factor = 100 if is_share(panel.metric) else 1
+    styles, ends, shown = _styles(scale), [], set[int]()
+    for name, curve in panel.curves.items():
+        colour, marker = styles[name]
+        values = [*curve]
+        means = [factor * cell.summary.mean for cell in curve.values()]
+        spreads = [factor * (cell.summary.spread or 0.0) for cell in curve.values()]
+        axes.plot(values, means, color=colour, linewidth=1.8)
+        low = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
+        high = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
+        axes.fill_between(values, low, high, color=colour, alpha=0.18, linewidth=0)
+        for value, mean, cell in zip(values, means, curve.values(), strict=True):
+            face = "white" if cell.incomplete else colour
+            axes.plot(value, mean, color=colour, marker=marker, markersize=7, markerfacecolor=face, markeredgewidth=1.6)
+        ends.append((float(values[-1]), means[-1], scale.sweep.label(name), colour))
+        shown |= set(values)
+    _plain(axes, panel.title, scale.sweep.over.label, heading(panel.metric))
+    axes.set_xscale("log")
+    ticks = sorted(shown)
+    axes.set_xticks(ticks, [f"{value:,}" for value in ticks], fontsize=9)
+    axes.set_xticks([], minor=True)
+    span = math.log(ticks[-1] / ticks[0]) or 1.0
+    axes.set_xlim(ticks[0] * math.exp(-0.05 * span), ticks[-1] * math.exp(0.38 * span))  # room for the labels
+    if panel.baseline is not None:
+        axes.axhline(factor * panel.baseline, color=GREY, linestyle="--", linewidth=1)
+        axes.annotate(
+            "trivial baseline",
+            (0.99, factor * panel.baseline),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            fontsize=8,
+            color=GREY,
+            ha="right",
+        )
+    return ends
 
 
 def as_svg(figure: Figure, description: str) -> str:
@@ -306,13 +443,14 @@ def _end_labels(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
     frame, gap = axes.get_window_extent(), 13 * axes.figure.dpi / 72
     placed = apart(wanted, gap, low=frame.y0 + gap / 2, high=frame.y1 - gap / 2)
     inverse = axes.transData.inverted()
-    right = max(x for x, _, _, _ in ends)
+    right = max(float(axes.transData.transform((x, y))[0]) for x, y, _, _ in ends)
+    beside = float(inverse.transform((right + 0.04 * frame.width, 0))[0])
     for (x, y, label, colour), position in zip(order, placed, strict=True):
         at = float(inverse.transform((0, position))[1])
         axes.annotate(
             label,
             (x, y),
-            xytext=(1.06 * right, at),
+            xytext=(beside, at),
             color=colour,
             fontsize=9,
             va="center",

@@ -6,7 +6,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lightning_vl.report.figure import accuracy_over_compute, as_svg, curves
+from lightning_vl.report.data_scale import DataScale, columns, note
+from lightning_vl.report.figure import accuracy_over_compute, as_svg, convergence, curves, metric_over_value
 from lightning_vl.report.table import Comparison, Expectation, groups, heading, is_share, mean_and_spread, notes
 
 VALUE_WIDTH = 160
@@ -15,34 +16,76 @@ VALUE_WIDTH = 160
 def render(comparison: Comparison) -> str:
     """The page: table, figures, expectations, differences, runs; everything inline."""
     scatter, lines = accuracy_over_compute(comparison, titled=False), curves(comparison)
-    environment = Environment(
+    runs = [run for row in comparison.rows for run in row.runs]
+    metrics = list(dict.fromkeys(name for row in comparison.rows for name in row.metrics))
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=comparison.title,
+            warnings=comparison.warnings,
+            left_out=comparison.left_out,
+            metric=comparison.metric,
+            comparison=comparison,
+            groups=groups(comparison),
+            notes=notes(comparison),
+            scatter=as_svg(scatter, f"{comparison.metric} over multiply-adds") if scatter else None,
+            curves=as_svg(lines, "curves over steps") if lines else None,
+            metrics=[
+                (
+                    heading(name),
+                    [
+                        mean_and_spread(row.metrics[name], name) if name in row.metrics else "-"
+                        for row in comparison.rows
+                    ],
+                )
+                for name in metrics
+            ],
+            expectations=[
+                (row.label, _expected(item, row.metrics)) for row in comparison.rows for item in row.expected
+            ],
+            differing={
+                key: {name: _short(value) for name, value in by.items()} for key, by in comparison.differing.items()
+            },
+            runs=[_run(run, comparison.metric) for run in runs],
+            provenance=_provenance([run.results for run in runs]),
+        )
+    )
+
+
+def render_data_scale(scale: DataScale) -> str:
+    """The page of a sweep over a value: figure, tables, crossings, curves, runs; everything inline."""
+    lines = convergence(scale)
+    metric = scale.sweep.metric
+    return (
+        _environment()
+        .get_template("data_scale.html")
+        .render(
+            title=scale.sweep.title,
+            warnings=scale.warnings,
+            left_out=scale.left_out,
+            metric=metric,
+            over=scale.sweep.over,
+            figure=as_svg(
+                metric_over_value(scale, titled=False), f"{metric} over {scale.sweep.over and scale.sweep.over.label}"
+            ),
+            panels=[(panel.title, columns(scale, panel), note(panel)) for panel in scale.panels],
+            labels=[scale.sweep.label(name) for name in scale.sweep.names],
+            crossings=scale.crossings,
+            convergence=as_svg(lines, "validation top-1 over steps") if lines else None,
+            runs=[_run(point.run, metric) for point in scale.points],
+            provenance=_provenance([point.run.results for point in scale.points]),
+        )
+    )
+
+
+def _environment() -> Environment:
+    return Environment(
         loader=PackageLoader("lightning_vl", "report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    runs = [run for row in comparison.rows for run in row.runs]
-    metrics = list(dict.fromkeys(name for row in comparison.rows for name in row.metrics))
-    return environment.get_template("page.html").render(
-        comparison=comparison,
-        groups=groups(comparison),
-        notes=notes(comparison),
-        scatter=as_svg(scatter, f"{comparison.metric} over multiply-adds") if scatter else None,
-        curves=as_svg(lines, "curves over steps") if lines else None,
-        metrics=[
-            (
-                heading(name),
-                [mean_and_spread(row.metrics[name], name) if name in row.metrics else "-" for row in comparison.rows],
-            )
-            for name in metrics
-        ],
-        expectations=[(row.label, _expected(item, row.metrics)) for row in comparison.rows for item in row.expected],
-        differing={
-            key: {name: _short(value) for name, value in by.items()} for key, by in comparison.differing.items()
-        },
-        runs=[_run(run, comparison.metric) for run in runs],
-        provenance=_provenance([run.results for run in runs]),
     )
 
 

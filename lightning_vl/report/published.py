@@ -1,28 +1,34 @@
 """Published runs: ``results/<experiment>/<id>.json`` in git, and RESULTS.md, which is generated from them.
 
     python -m lightning_vl.report.published runs/vivit_fact_encoder --note "two CPU cores"
+    python -m lightning_vl.report.published runs --sweep experiments/sweeps/vivit_variants.yaml
     python -m lightning_vl.report.published
 
 The first copies the records of finished runs, without paths and host names, and writes RESULTS.md anew; the second only
-writes it anew.
+those of a sweep, and its table and figure with them; the third only writes the page anew.
 """
 
 import argparse
 import json
 import os
 import re
+import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_vl.errors import UserError
+from lightning_vl.report.compare import sweep_folder
+from lightning_vl.report.family import Sweep, read_sweep
 from lightning_vl.report.results import LeftOut, Run, find_runs, parse_results
+from lightning_vl.report.sweep import tasks
 from lightning_vl.report.table import Row, default_metric, heading, make_row, markdown_row, mean_and_spread, quantity
 
 RESULTS = Path("results")
 PAGE = Path("RESULTS.md")
-NO_EXPERIMENTS = ("sweeps", "overlays")  # folders of other files under experiments/
+NO_EXPERIMENTS = ("sweeps", "overlays", "transfer")  # folders of other files under experiments/
 _LOCAL = ("checkpoint", "host", "hostname", "user")
 
 _HEAD = """\
@@ -34,29 +40,34 @@ what the paper printed for its own data and size, where the experiment's file qu
 """
 
 
-def publish(places: Sequence[str], note: str, command: str | None = None) -> list[Path]:
+def publish(places: Sequence[str], note: str, command: str | None = None, sweep: Sweep | None = None) -> list[Path]:
     """Copy the records of finished runs into ``results/``.
 
     Args:
         places: run folders, or folders of them.
         note: a line on these runs for RESULTS.md.
         command: that makes them again, for one seed; that of the experiment's file where None.
+        sweep: whose runs alone are copied, with its table and figure; each with the sweep's own command.
 
     Raises:
-        UserError: nothing is finished, or the command or note names an absolute path.
+        UserError: nothing is finished, the sweep has no report, or the command or note names an absolute path.
     """
     for text in (note, command or ""):
         absolute = [word for word in text.replace("=", " ").split() if os.path.isabs(word)]
         if absolute:
             raise UserError(f"{absolute[0]} is a path of this machine", "Write a placeholder such as PATH instead")
     runs, left_out = find_runs(places)
+    commands = _commands_of(sweep) if sweep else {}
+    if sweep:
+        runs = [run for run in runs if (run.experiment, run.id) in commands]
     if not runs:
-        raise UserError(f"no finished run: {left_out[0]}", "Let a run end before it is published")
-    paths = []
+        first = f": {left_out[0]}" if left_out else ""
+        raise UserError(f"no finished run{first}", "Let a run end before it is published")
+    paths = _copy_report(sweep) if sweep else []
     for run in runs:
         path = RESULTS / run.experiment / f"{run.id}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        made_by = command or _command_of(run.experiment)
+        made_by = command or commands.get((run.experiment, run.id)) or _command_of(run.experiment)
         record = {**_without_local(run.results), "command": made_by, "note": note}
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         paths.append(path)
@@ -65,19 +76,23 @@ def publish(places: Sequence[str], note: str, command: str | None = None) -> lis
 
 def page() -> str:
     """RESULTS.md, from what lies in ``results/`` and ``experiments/``."""
-    by_experiment: dict[str, list[Run]] = {}
+    alike: dict[tuple[str, int, str], list[Run]] = {}  # of one experiment on as many images
     for path in sorted(RESULTS.glob("*/*.json")):
         run = parse_results(path, path.parent)
         if isinstance(run, LeftOut):
             raise UserError(f"{path}: {run.reason}", "Publish that run again, or delete the file")
-        by_experiment.setdefault(run.experiment, []).append(run)
-    rows = [
-        make_row(name, sorted(runs, key=lambda run: (run.seed, run.id))) for name, runs in sorted(by_experiment.items())
-    ]
+        trained_on = (run.results.get("data") or {}).get("train")
+        size = trained_on if isinstance(trained_on, int) else 0
+        alike.setdefault((run.experiment, size, _data(run.results)), []).append(run)
+    rows = [make_row(key[0], sorted(runs, key=lambda run: (run.seed, run.id))) for key, runs in sorted(alike.items())]
     columns = ["experiment", "data", "n", "metric", "measured", "baselines", "expected", "paper", "params (1e6)"]
     columns += ["MACs (1e9)", "steps", "minutes a run", "device"]
     lines = [_HEAD, markdown_row(columns), "|" + "---|" * len(columns)]
     lines += [markdown_row(_cells(row)) for row in rows]
+    for table in sorted(RESULTS.glob("*/table.md")):
+        lines += ["", table.read_text(encoding="utf-8").rstrip()]
+        figure = table.with_name("figure.png")
+        lines += ["", f"![{table.parent.name}]({figure.as_posix()})"] if figure.exists() else []
     lines += ["", "## Notes and commands", ""]
     for row in rows:
         for note, command in dict.fromkeys((run.results.get("note", ""), run.results["command"]) for run in row.runs):
@@ -107,9 +122,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--command", help="that makes them again, without the seed (default: that of the file's header)"
     )
+    parser.add_argument("--sweep", metavar="FILE", help="copy this sweep's runs alone, and its table and figure")
     arguments = parser.parse_args(argv)
     try:
-        for path in publish(arguments.runs, arguments.note, arguments.command) if arguments.runs else []:
+        sweep = read_sweep(arguments.sweep) if arguments.sweep else None
+        for path in publish(arguments.runs, arguments.note, arguments.command, sweep) if arguments.runs else []:
             print(path)
         PAGE.write_text(page(), encoding="utf-8")
     except UserError as error:
@@ -170,6 +187,26 @@ def _command_of(name: str) -> str:
         )
     header = re.search(r"^# Command: (python -m lightning_vl fit .*(?:\n# +--.*)*)", found[0].read_text(), re.MULTILINE)
     return re.sub(r"\n# +", " ", header[1]) if header else f"python -m lightning_vl fit -c {found[0].as_posix()}"
+
+
+def _commands_of(sweep: Sweep) -> dict[tuple[str, str], str]:
+    """Experiment and id of a sweep's runs to the command that makes one, without seed and id."""
+    commands = {}
+    for task in tasks(sweep):
+        verb, option, file, _, _, _, _, *overrides = task.arguments
+        words = ["python", "-m", "lightning_vl", verb, option, file, *overrides]
+        commands[task.experiment, task.folder.name] = shlex.join(words)
+    return commands
+
+
+def _copy_report(sweep: Sweep) -> list[Path]:
+    """Table, figure and points of a sweep as its last report left them."""
+    source, target = sweep_folder(sweep), RESULTS / sweep.name
+    if not (source / "table.md").exists():
+        raise UserError(f"{source} has no table.md", "Draw it: python -m lightning_vl sweep FILE --report")
+    target.mkdir(parents=True, exist_ok=True)
+    names = [name for name in ("table.md", "figure.png", "data_scale.csv") if (source / name).exists()]
+    return [Path(shutil.copyfile(source / name, target / name)) for name in names]
 
 
 def _without_local(value: Any) -> Any:

@@ -1,10 +1,12 @@
 """``python -m lightning_vl sweep``: run a family of experiments over seeds, then print and draw its table.
 
 Every run is a process of its own, ``fit`` with a fixed run id: a sweep that was stopped goes on where it was when the
-same command is given again. Nothing here needs torch until all runs are done and costs are measured.
+same command is given again. A sweep ``over`` a value runs every experiment at each value, and draws curves over it
+(:mod:`lightning_vl.report.data_scale`). Nothing here needs torch until all runs are done and costs are measured.
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -20,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_vl.errors import UserError
+from lightning_vl.report import data_scale
 from lightning_vl.report.compare import compare, read_costs, sweep_folder, write
-from lightning_vl.report.family import NOT_SCIENCE, Sweep, check_family, read_sweep
+from lightning_vl.report.family import NOT_SCIENCE, Sweep, check_family, quick_sweep, read_sweep
 from lightning_vl.report.results import LeftOut, Run, read_run, read_yaml
 
 POLL_SECONDS = 0.2
@@ -34,6 +37,7 @@ class Task:
     Attributes:
         experiment: name.
         seed: its seed.
+        value: of the key that the sweep is over, or None.
         arguments: of ``python -m lightning_vl``.
         folder: the run's folder.
         log: where its output goes.
@@ -42,6 +46,7 @@ class Task:
 
     experiment: str
     seed: int
+    value: int | None
     arguments: tuple[str, ...]
     folder: Path
     log: Path
@@ -50,7 +55,7 @@ class Task:
     @property
     def name(self) -> str:
         """For lines on the terminal."""
-        return f"{self.experiment} seed {self.seed}"
+        return f"{self.experiment}{'' if self.value is None else f' {self.value}'} seed {self.seed}"
 
     @property
     def command(self) -> str:
@@ -59,26 +64,31 @@ class Task:
 
 
 def tasks(sweep: Sweep) -> list[Task]:
-    """The runs of a sweep, seed by seed, so that a first table over all experiments is there early."""
+    """The runs of a sweep, seed by seed, so that a first table or curve over all experiments is there early."""
     result = []
     for seed in sweep.seeds:
-        for file, name in zip(sweep.experiments, sweep.names, strict=True):
-            id = f"{sweep.name}-seed{seed}"
-            arguments = ("fit", "-c", file, "--seed_everything", str(seed), "--run.id", id, *sweep.overrides)
-            content = read_yaml(Path(file))
-            if isinstance(content, dict):
-                content = {key: value for key, value in content.items() if key not in NOT_SCIENCE}
-            made_of = json.dumps([content, seed, sweep.overrides], sort_keys=True, default=str)
-            result.append(
-                Task(
-                    experiment=name,
-                    seed=seed,
-                    arguments=arguments,
-                    folder=Path("runs", name, id),
-                    log=sweep_folder(sweep) / "logs" / f"{name}-seed{seed}.log",
-                    digest=hashlib.sha256(made_of.encode()).hexdigest(),
+        for value in sweep.over.values if sweep.over else [None]:
+            for file, name in zip(sweep.experiments, sweep.names, strict=True):
+                end = f"seed{seed}" if value is None else f"{value}-seed{seed}"
+                overrides = [*sweep.overrides]
+                if sweep.over:
+                    overrides.append(f"--{sweep.over.key}={value}")
+                content = read_yaml(Path(file))
+                if isinstance(content, dict):
+                    content = {key: value for key, value in content.items() if key not in NOT_SCIENCE}
+                made_of = json.dumps([content, seed, overrides], sort_keys=True, default=str)
+                id = f"{sweep.name}-{end}"
+                result.append(
+                    Task(
+                        experiment=name,
+                        seed=seed,
+                        value=value,
+                        arguments=("fit", "-c", file, "--seed_everything", str(seed), "--run.id", id, *overrides),
+                        folder=Path("runs", name, id),
+                        log=sweep_folder(sweep) / "logs" / f"{name}-{end}.log",
+                        digest=hashlib.sha256(made_of.encode()).hexdigest(),
+                    )
                 )
-            )
     return result
 
 
@@ -86,15 +96,21 @@ def main(argv: Sequence[str]) -> int:
     """Run the verb; gives the exit code: 0, or 1 if a run failed."""
     arguments = _parser().parse_args(argv)
     sweep = read_sweep(arguments.file)
+    if arguments.quick:
+        sweep = quick_sweep(sweep)
     check_family(sweep.experiments, sweep.differ_only_in)
     todo, done = _split(sweep, tasks(sweep))
+    if arguments.report:
+        _report(sweep, [])
+        return 0
     if arguments.dry_run:
         _print_plan(sweep, todo, done)
         return 0
     for task in done:
         _say(f"{task.name}: finished before")
     failed = _run_all(sweep, todo, arguments.jobs)
-    warnings = _measure_costs(sweep)
+    # over a value each run's own cost counts, which its record has; core-days are computed, not measured
+    warnings = [] if sweep.over or sweep.core_days else _measure_costs(sweep)
     _report(sweep, warnings)
     for task, reason in failed:
         _say(f"failed: {task.name}: {reason}\n  {task.command}\n  {task.log}")
@@ -127,8 +143,10 @@ def _print_plan(sweep: Sweep, todo: Sequence[Task], done: Sequence[Task]) -> Non
         print(f"# finished: {task.name}")
     for task in todo:
         print(task.command)
-    print(shlex.join(["python", "-m", "lightning_vl", "profile", *_cost_files(sweep)]))
-    print(f"# table.csv, table.md, figure.png and index.html go to {sweep_folder(sweep)}")
+    if not (sweep.over or sweep.core_days):
+        print(shlex.join(["python", "-m", "lightning_vl", "profile", *_cost_files(sweep)]))
+    table = "data_scale.csv" if sweep.over else "table.csv"
+    print(f"# {table}, table.md, figure.png and index.html go to {sweep_folder(sweep)}")
 
 
 def _run_all(sweep: Sweep, todo: Sequence[Task], jobs: int) -> list[tuple[Task, str]]:
@@ -141,13 +159,23 @@ def _run_all(sweep: Sweep, todo: Sequence[Task], jobs: int) -> list[tuple[Task, 
     waiting, failed = deque(enumerate(todo, 1)), []
     running: dict[int, tuple[Task, subprocess.Popen[bytes], float]] = {}
     seconds: list[float] = []
+    held: set[int] = set()
     previous = signal.signal(signal.SIGTERM, _terminated)
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
+            for _ in range(len(waiting)):
+                if len(running) == jobs:
+                    break
                 number, task = waiting.popleft()
+                process = _start(task, environment)
+                if process is None:
+                    waiting.append((number, task))
+                    if number not in held:
+                        _say(f"[{number}/{len(todo)}] {task.name}: an earlier sweep's process is still at it; waiting")
+                        held.add(number)
+                    continue
                 _say(f"[{number}/{len(todo)}] {task.name}: {task.command}")
-                running[number] = (task, _start(task, environment), time.monotonic())
+                running[number] = (task, process, time.monotonic())
             time.sleep(POLL_SECONDS)
             _show_progress([task for task, _, _ in running.values()])
             for number, (task, process, started) in list(running.items()):
@@ -173,9 +201,16 @@ def _run_all(sweep: Sweep, todo: Sequence[Task], jobs: int) -> list[tuple[Task, 
     return failed
 
 
-def _start(task: Task, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+def _start(task: Task, environment: dict[str, str]) -> "subprocess.Popen[bytes] | None":
+    """Start a run, or give None where a process of an earlier sweep, which was killed, still works on it."""
     task.log.parent.mkdir(parents=True, exist_ok=True)
     with task.log.open("ab") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the run's process holds it as its output, until it ends
+        except BlockingIOError:
+            return None
+        except OSError:  # a file system without locks
+            pass
         log.write(f"$ {task.command}\n".encode())
         log.flush()
         return subprocess.Popen(
@@ -266,6 +301,13 @@ def _report(sweep: Sweep, warnings: Sequence[str]) -> None:
         _say("no run is finished: there is nothing to compare")
         return
     left_out = [run for run in read if isinstance(run, LeftOut)]
+    if sweep.over:
+        scale = data_scale.read(sweep, runs, left_out)
+        paths = data_scale.write(scale, sweep_folder(sweep))
+        data_scale.print_scale(scale, Console())
+        for path in paths:
+            print(path)
+        return
     comparison = compare(runs, left_out, sweep, read_costs(sweep, sweep_folder(sweep)))
     comparison = replace(comparison, warnings=(*comparison.warnings, *warnings))
     paths = write(comparison, sweep_folder(sweep))
@@ -332,6 +374,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("file", metavar="FILE", help="the sweep file")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
+    parser.add_argument("--report", action="store_true", help="draw what is finished and run nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="the sweep file's quick look, kept apart in runs/sweeps/<name>-quick"
+    )
     parser.add_argument("--jobs", type=_positive, default=1, help="runs at once, which share the cores (default: 1)")
     return parser
 

@@ -11,7 +11,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lightning_vl.report.family import Sweep
@@ -20,11 +20,13 @@ from lightning_vl.report.results import LeftOut, Run
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from lightning_vl.report.core_days import TrainingCost
+
 SEEDS_TO_MARK = 3
 GUTTER = 3  # between groups on a terminal
 LEFT_OUT_LINES = 5  # of run folders that take no part
 
-_SHARES = re.compile(r"top\d|accuracy|recall|r@\d")
+_SHARES = re.compile(r"top\d|accuracy|recall|r@\d|transfer/")
 _LOWER_IS_BETTER = re.compile(r"loss|error|perplexity|rank")
 
 
@@ -82,6 +84,7 @@ class Row:
         best: whether the table marks it.
         cost: what ``profile`` gave for the experiment that the sweep takes the cost from.
         paper: column key to printed value.
+        training: what its file's training costs; None where the sweep has no ``core_days``.
     """
 
     experiment: str
@@ -95,6 +98,7 @@ class Row:
     best: bool = False
     cost: Mapping[str, Any] | None = None
     paper: Mapping[str, float] | None = None
+    training: "TrainingCost | None" = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class Comparison:
         left_out: run folders that take no part.
         sweep: the sweep file, if known.
         differing: keys in which the configurations of the experiments differ, to {experiment: value}.
+        price_per_core_hour: of the training costs, in dollars; None for the sweep file's.
     """
 
     title: str
@@ -118,6 +123,7 @@ class Comparison:
     left_out: tuple[LeftOut, ...] = ()
     sweep: Sweep | None = None
     differing: dict[str, dict[str, Any]] = field(default_factory=dict)
+    price_per_core_hour: float | None = None
 
 
 def summarise(values: Sequence[float]) -> Summary:
@@ -144,6 +150,13 @@ def make_row(
         cost=cost,
         paper=paper,
     )
+
+
+def row_without_runs(
+    name: str, label: str, paper: Mapping[str, float] | None, training: "TrainingCost | None" = None
+) -> Row:
+    """A row of printed and computed values alone."""
+    return Row(name, label, (), {}, None, None, None, (), paper=paper, training=training)
 
 
 def default_metric(runs: Sequence[Run]) -> str | None:
@@ -220,7 +233,7 @@ class Group:
 def groups(comparison: Comparison) -> list[Group]:
     """The table's columns: measured by these runs, the cost at the size the sweep names, the paper's."""
     rows = comparison.rows
-    ours: dict[str, list[str]] = {"runs": [str(len(row.runs)) for row in rows]}
+    ours: dict[str, list[str]] = {"runs": [str(len(row.runs)) if row.runs else "not run" for row in rows]}
     for metric in _shown_metrics(comparison):
         name, _, unit = heading(metric).rpartition(" ") if is_share(metric) else (metric, "", "")
         ours[f"{name}\n{unit}"] = [
@@ -231,7 +244,7 @@ def groups(comparison: Comparison) -> list[Group]:
     if any(row.expected for row in rows):
         ours["expected\n(met by)"] = [_expected_cell(row, comparison.metric) for row in rows]
     costed = any(row.cost for row in rows)
-    if not costed:
+    if not costed and any(row.runs for row in rows):
         ours["params\n(1e6)"] = [quantity(_millions(row.parameters)) for row in rows]
         ours["MACs\n(1e9)"] = [quantity(row.gmacs) for row in rows]
     result = [Group("measured", ours)]
@@ -239,6 +252,8 @@ def groups(comparison: Comparison) -> list[Group]:
         result.append(Group("cost at the paper's size", _cost_columns(rows)))
     if comparison.sweep and comparison.sweep.paper:
         result.append(Group("paper", _paper_columns(comparison.sweep, rows)))
+    if any(row.training for row in rows):
+        result.append(Group("training, computed", _training_columns(comparison)))
     return result
 
 
@@ -248,9 +263,9 @@ def notes(comparison: Comparison) -> list[str]:
     data = sorted(
         {str((run.results.get("data") or {}).get("name", "unnamed data")) for row in rows for run in row.runs}
     )
-    lines = [
-        f"Measured on {', '.join(data)}: mean ± sample standard deviation over the runs (one a seed).",
-    ]
+    lines = []
+    if data:
+        lines.append(f"Measured on {', '.join(data)}: mean ± sample standard deviation over the runs (one a seed).")
     if comparison.metric:
         better = "lowest" if lower_is_better(comparison.metric) else "highest"
         rule = f"* {better} {comparison.metric}, marked where mean ± spread meets no other row's"
@@ -272,6 +287,10 @@ def notes(comparison: Comparison) -> list[str]:
     if sweep and sweep.paper:
         apart = "; the measured accuracy is of neither" if sweep.cost else ""
         lines.append(f"Paper: {sweep.paper.source}, as printed, on the paper's data and at its size{apart}.")
+    if sweep and sweep.core_days and any(row.training for row in rows):
+        from lightning_vl.report.core_days import notes as assumptions
+
+        lines += assumptions(sweep.core_days, comparison.price_per_core_hour)
     return lines
 
 
@@ -307,6 +326,27 @@ def _cost_columns(rows: Sequence[Row]) -> dict[str, list[str]]:
     if any(row.cost and row.cost.get("runtime_ratio") is not None for row in rows):
         columns["runtime\n(ratio)"] = column(lambda cost: ratio(cost.get("runtime_ratio")))
     return columns
+
+
+def _training_columns(comparison: Comparison) -> dict[str, list[str]]:
+    rows, assumed = comparison.rows, comparison.sweep.core_days if comparison.sweep else None
+    assert assumed is not None
+    price, printed = comparison.price_per_core_hour, assumed.printed or ""
+    price = assumed.price_per_core_hour if price is None else price
+
+    def column(make: Callable[["TrainingCost"], str]) -> list[str]:
+        return [make(row.training) if row.training else "-" for row in rows]
+
+    days = [(row.paper or {}).get(printed) for row in rows]
+    return {
+        "images\n(1e6)": column(lambda cost: quantity(cost.images / 1e6)),
+        "MACs\n(1e9)": column(lambda cost: quantity(cost.gmacs)),
+        "exaFLOPs\n": column(lambda cost: f"{cost.exaflops:.0f}"),
+        "core-\ndays": column(lambda cost: f"{cost.core_days:.0f}"),
+        "agreeing\n(%)": column(lambda cost: "-" if cost.agreeing is None else f"{100 * cost.agreeing:.1f}"),
+        "price\n($)": column(lambda cost: f"{cost.dollars:,.0f}"),
+        "of printed\n($)": ["-" if value is None else f"{24 * price * value:,.0f}" for value in days],
+    }
 
 
 def _paper_columns(sweep: Sweep, rows: Sequence[Row]) -> dict[str, list[str]]:
@@ -389,6 +429,7 @@ def as_json(comparison: Comparison) -> list[dict[str, Any]]:
                 "expected": [vars(item) for item in row.expected],
                 "cost": None if row.cost is None else dict(row.cost),
                 "paper": None if row.paper is None else dict(row.paper),
+                "training": None if row.training is None else asdict(row.training),
             }
         )
     return result
@@ -413,6 +454,7 @@ def as_csv(comparison: Comparison) -> str:
             if row.cost is not None:
                 line[f"cost {key}"] = row.cost.get(key)
         line |= {f"paper {key}": value for key, value in (row.paper or {}).items()}
+        line |= {f"training {key}": value for key, value in (asdict(row.training) if row.training else {}).items()}
         lines.append(line)
     text = io.StringIO()
     fields = list(dict.fromkeys(key for line in lines for key in line))

@@ -3,7 +3,7 @@ import torch
 from einops import rearrange
 from timm.models.vision_transformer import Attention as TimmAttention
 
-from lightning_vl.nn.attention import Attention
+from lightning_vl.nn.attention import Attention, RelativeAttention
 
 
 def test_equals_timm() -> None:
@@ -40,3 +40,25 @@ def test_heads_must_divide_the_width() -> None:
     """It would fail much later, in a reshape that does not say why."""
     with pytest.raises(ValueError, match="25 cannot be divided among 3"):
         Attention(25, heads=3)
+
+
+def test_relative_attention_equals_a_loop_over_pairs() -> None:
+    """An offset of the wrong sign, or one too far, would give each pair another pair's embedding."""
+    torch.manual_seed(0)
+    attention = RelativeAttention(5, dim=8, heads=2).eval()
+    torch.nn.init.normal_(attention.offsets)
+    query, key, value = torch.randn(3, 1, 2, 5, 4)
+    logits = torch.empty(1, 2, 5, 5)
+    for i in range(5):
+        for j in range(5):
+            content = (query[:, :, i] * key[:, :, j]).sum(-1)
+            logits[:, :, i, j] = (content + query[:, :, i] @ attention.offsets[0, j - i + 4]) / 2  # sqrt(4)
+    torch.testing.assert_close(attention.attend(query, key, value), logits.softmax(-1) @ value, atol=1e-5, rtol=0)
+
+
+def test_relative_attention_runs_in_bfloat16() -> None:
+    """The embeddings stay float32 under autocast; mixed with half-precision logits the kernel would refuse them."""
+    attention = RelativeAttention(5, dim=8, heads=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        attention(torch.randn(2, 5, 8)).float().sum().backward()
+    assert attention.offsets.grad is not None

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_vl.nn.embeddings import PatchEmbedding, TubeletEmbedding, UniformFrameEmbedding, uniform_frames
+from lightning_vl.nn.embeddings import PatchEmbedding, Stem, TubeletEmbedding, UniformFrameEmbedding, uniform_frames
 
 
 def test_patches_equal_a_convolution() -> None:
@@ -68,3 +68,23 @@ def test_what_does_not_fit_is_refused() -> None:
         PatchEmbedding(image_size=8, patch_size=16, dim=6)
     with pytest.raises(ValueError, match="cannot be taken from 4 frames"):
         UniformFrameEmbedding(frames=4, image_size=8, sampled_frames=5, patch_size=4, dim=6)
+
+
+class Halves(Stem):
+    """Means of 2 x 2 pixels, twice as channels."""
+
+    channels, stride = 6, 2
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(images, 2).repeat(1, 2, 1, 1)
+
+
+def test_patches_of_a_stem_are_those_of_its_map() -> None:
+    """The grid is the map's, and each token the projection of one place of it."""
+    embedding = PatchEmbedding(image_size=8, patch_size=1, dim=5, stem=Halves())
+    images = torch.randn(2, 3, 8, 8)
+    expected = torch.nn.functional.conv2d(Halves()(images), embedding.weight, embedding.bias).flatten(2).mT
+    assert embedding.grid == (4, 4)
+    torch.testing.assert_close(embedding(images), expected, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="does not fit into an image of 4"):
+        PatchEmbedding(image_size=8, patch_size=5, dim=5, stem=Halves())

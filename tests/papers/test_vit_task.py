@@ -13,7 +13,10 @@ from support import Command
 
 from lightning_vl.data.datasets.image_folder import ImageFolder
 from lightning_vl.errors import UserError
+from lightning_vl.nn.attention import RelativeAttention
 from lightning_vl.optim import Constant
+from lightning_vl.papers.vit.bit import BiT
+from lightning_vl.papers.vit.convert import ViTInitialisation, load_vit
 from lightning_vl.papers.vit.data import EvaluationImages, ImageData, RandomResizedCrop, TrainingImages, collate
 from lightning_vl.papers.vit.model import ViT
 from lightning_vl.papers.vit.task import ViTTask
@@ -204,3 +207,79 @@ def test_the_command_fits_a_folder_of_images(colours: Path, command: Command, tm
     assert results["data"]["test"] == 12
     assert [name.split(":")[0] for name in results["data"]["skipped"]] == ["test/red/0.png"]
     assert results["metrics"]["baseline/majority_top1"] == pytest.approx(6 / 11)
+    net = load_vit(str(tmp_path / "runs" / "vit_cifar10" / "a" / "checkpoints" / "best.ckpt"))  # says how it was built
+    assert (net.image_size, net.classes, net.encoder.blocks[0].attention.heads) == (48, 2, 3)
+
+
+def built(colours: Path, *overrides: str) -> ViTTask:
+    """The experiment's file over the two colours, with these options, as the command builds it."""
+    from lightning_vl.cli import build
+
+    root = f"--data.init_args.source.init_args.root={colours}"
+    experiment = build(["experiments/real/vit_cifar10.yaml"], [root, *overrides])
+    assert isinstance(experiment.task, ViTTask)
+    return experiment.task
+
+
+def test_a_file_says_all_of_the_network(colours: Path) -> None:
+    """Kinds of positions, heads, constants and a hybrid's stem by their names, nothing but plain YAML."""
+    prefix = "--model.init_args.net.init_args"
+    net = built(colours).net
+    assert isinstance(net, ViT)
+    assert net.pre_logits is None
+    assert isinstance(net.positions, torch.nn.Parameter)
+    net = built(
+        colours,
+        f"{prefix}.positions={{class_path: RelativePositions}}",
+        f"{prefix}.pooled=true",
+        f"{prefix}.pre_logits=true",
+        f"{prefix}.layer_norm_eps=1e-5",
+        f"{prefix}.gelu_approximation=none",
+        f"{prefix}.patch_size=1",
+        f"{prefix}.stem={{class_path: ResNetStem, init_args: {{layers: [1, 1]}}}}",
+    ).net
+    assert net.embedding.grid == (6, 6)
+    assert isinstance(net.encoder.blocks[0].attention, RelativeAttention)
+    assert net.encoder.norm.eps == 1e-5
+    assert net.class_token is None
+    assert net.pre_logits is not None
+
+
+def test_a_file_says_another_family(colours: Path) -> None:
+    """The baseline goes through the same task and data: only the network's part of the file differs."""
+    sizes = "{image_size: 48, layers: [1, 1], classes: 10, channels: [16, 32], stem_channels: 16, groups: 8}"
+    net = built(colours, f"--model.init_args.net={{class_path: BiT, init_args: {sizes}}}").net
+    assert isinstance(net, BiT)
+    assert net.classes == 10
+
+
+def test_training_starts_from_a_file(colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The trunk is the file's when training begins, and the report says so; a test of a checkpoint takes nothing from it."""
+    before = network(classes=5)
+    torch.nn.init.normal_(before.head.weight)
+    torch.nn.init.normal_(before.class_token)
+    torch.save(before.state_dict(), tmp_path / "vit.pt")
+    net = network()
+    module = ViTTask(
+        net,
+        lambda parameters: torch.optim.AdamW(parameters, lr=0.0),
+        Constant(),
+        init_from=ViTInitialisation(str(tmp_path / "vit.pt")),
+    )
+    trainer = lightning.Trainer(
+        max_steps=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=tmp_path,
+        num_sanity_val_steps=0,
+    )
+    trainer.test(module, datamodule=data(colours), verbose=False)
+    assert not torch.equal(net.class_token, before.class_token)
+    trainer.fit(module, datamodule=data(colours))
+    assert torch.equal(net.class_token, before.class_token)
+    assert not net.head.weight.any()
+    assert "started from" in "".join(capsys.readouterr())

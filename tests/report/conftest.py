@@ -21,14 +21,15 @@ def make_run(tmp_path: Path) -> MakeRun:
         metrics: Mapping[str, float | None],
         config: Mapping[str, Any] | None = None,
         curve: Mapping[str, Mapping[int, float]] | None = None,
+        folder: str | None = None,
         **results: Any,
     ) -> Path:
-        folder = tmp_path / "runs" / experiment / f"s{seed}"
-        folder.mkdir(parents=True)
+        place = tmp_path / "runs" / experiment / (folder or f"s{seed}")
+        place.mkdir(parents=True)
         record = {
             "schema": 1,
             "experiment": experiment,
-            "run": folder.name,
+            "run": place.name,
             "verb": "fit",
             "status": "finished",
             "seed": seed,
@@ -45,14 +46,14 @@ def make_run(tmp_path: Path) -> MakeRun:
             "finished": "2026-11-23T15:44:00Z",
             **results,
         }
-        (folder / "results.json").write_text(json.dumps(record))
+        (place / "results.json").write_text(json.dumps(record))
         configured = {"model": {"init_args": {"net": {"class_path": experiment}}}, "data": {"batch_size": 32}}
         configured |= dict(config or {})
-        (folder / "config.yaml").write_text(yaml.safe_dump({"seed_everything": seed, **configured}))
+        (place / "config.yaml").write_text(yaml.safe_dump({"seed_everything": seed, **configured}))
         lines = [
             {"step": step, name: value} for name, values in (curve or {}).items() for step, value in values.items()
         ]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return folder
+        (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return place
 
     return make

@@ -14,7 +14,7 @@ from lightning_vl.report.profile import build_network
 
 FACT_ENCODER, POOL = "experiments/vivit_fact_encoder.yaml", "experiments/vivit_avg_pool.yaml"
 EXPERIMENTS = sorted(
-    file for file in ROOT.glob("experiments/**/*.yaml") if file.parent.name not in ("sweeps", "overlays")
+    file for file in ROOT.glob("experiments/**/*.yaml") if file.parent.name not in ("sweeps", "overlays", "transfer")
 )
 PAPER = {  # parameters, GMACs, the paper's GFLOPs
     "spatiotemporal": (88_954_000, 451.5, 455.2),

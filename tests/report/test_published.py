@@ -109,3 +109,36 @@ def test_experiment_without_a_file_needs_a_command(here: Path, make_run) -> None
     with pytest.raises(UserError, match="gone"):
         publish(["runs"], "")
     assert len(publish(["runs"], "", "python -m lightning_vl fit -c x.yaml")) == 1
+
+
+def test_runs_on_subsets_are_not_one_mean(here: Path, make_run) -> None:
+    """An experiment trained on two sizes of data has two rows, the smaller first: their mean would mean nothing."""
+    for size, value in ((1000, 0.8), (128, 0.2)):
+        make_run("small", 0, {"test/top1": value}, folder=f"s-{size}", data={"name": "Digits", "train": size})
+    assert main(["runs"]) == 0
+    rows = [line for line in (here / "RESULTS.md").read_text().splitlines() if line.startswith("| small")]
+    assert [row.split(" | ")[1:5] for row in rows] == [
+        ["Digits (128 train)", "1", "test/top1 (%)", "20.0"],
+        ["Digits (1000 train)", "1", "test/top1 (%)", "80.0"],
+    ]
+
+
+def test_a_sweep_is_published_with_its_commands_table_and_figure(here: Path, make_run) -> None:
+    """Its runs alone, each with the overrides that made it, and the table as the sweep last drew it."""
+    (here / "sweep.yaml").write_text(
+        "{name: scale, title: Scale, experiments: [experiments/small.yaml], seeds: [0], metric: test/top1, "
+        "differ_only_in: [], over: {key: data.init_args.train_images, label: images, values: [128]}}"
+    )
+    make_run("small", 0, {"test/top1": 0.2}, folder="scale-128-seed0")
+    make_run("small", 0, {"test/top1": 0.9}, folder="another")
+    assert main(["runs", "--sweep", "sweep.yaml"]) == 2  # not drawn yet
+    report = here / "runs" / "sweeps" / "scale"
+    report.mkdir(parents=True)
+    (report / "table.md").write_text("## Scale\n\n| a table |\n")
+    (report / "figure.png").write_bytes(b"png")
+    assert main(["runs", "--sweep", "sweep.yaml"]) == 0
+    assert sorted(path.name for path in (here / "results" / "small").iterdir()) == ["scale-128-seed0.json"]
+    text = (here / "RESULTS.md").read_text()
+    assert "fit -c experiments/small.yaml --data.init_args.train_images=128 --seed_everything 0`" in text
+    assert "| a table |\n\n![scale](results/scale/figure.png)" in text
+    assert (here / "results" / "scale" / "figure.png").exists()

@@ -196,3 +196,93 @@ def test_ctrl_c_stops_the_runs_and_the_next_call_goes_on(here: Path) -> None:
     assert process.returncode == 143
     assert "going on from" in (here / "runs" / "sweeps" / "short" / "logs" / f"{NAMES[0]}-seed0.log").read_text()
     assert sorted(steps) == steps
+
+
+def over(key: str, values: list[int]) -> dict[str, object]:
+    """A sweep over a value of one experiment."""
+    return {
+        "experiments": [f"experiments/{NAMES[1]}.yaml"],
+        "seeds": [0],
+        "over": {"key": key, "label": "a value", "values": values},
+        "metrics": ["val/top1"],
+    }
+
+
+@pytest.mark.slow
+def test_a_failing_value_leaves_the_others_done_and_is_tried_again(here: Path) -> None:
+    """Five heads do not divide the width: that run fails, the other is done and drawn, the next call tries the one again."""
+    write(here, **over("model.init_args.net.init_args.heads", [4, 5]))
+
+    def sweep(*options: str) -> "subprocess.CompletedProcess[str]":
+        command = command_line("sweep", "sweep.yaml", *options)
+        return subprocess.run(command, cwd=here, env=environment(here), capture_output=True, text=True, timeout=200)
+
+    done = sweep()
+    assert done.returncode == 1, done.stderr
+    assert "failed: vivit_avg_pool 5 seed 0" in done.stderr
+    assert "1 of 2 runs are not finished: vivit_avg_pool at 5 seed 0" in " ".join(done.stdout.split())
+    folder = here / "runs" / "sweeps" / "short"
+    for name in ("data_scale.csv", "table.md", "figure.png", "index.html"):
+        assert (folder / name).stat().st_size > 0
+    results = here / "runs" / NAMES[1] / "short-4-seed0" / "results.json"
+    written = results.stat().st_mtime_ns
+
+    done = sweep()
+    assert done.returncode == 1
+    assert "vivit_avg_pool 4 seed 0: finished before" in done.stderr
+    assert results.stat().st_mtime_ns == written
+    assert (folder / "logs" / "vivit_avg_pool-5-seed0.log").read_text().count("$ python -m lightning_vl fit") == 2
+
+    (folder / "data_scale.csv").unlink()
+    done = sweep("--report")
+    assert done.returncode == 0, done.stderr
+    assert (folder / "data_scale.csv").exists()
+    assert (folder / "logs" / "vivit_avg_pool-5-seed0.log").read_text().count("$ python -m lightning_vl fit") == 2
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_ends_in_the_table_of_one_that_was_not(here: Path) -> None:
+    """Ctrl-C in the first run, a kill of the sweep in the second, which then runs on alone: the points are the same."""
+    steps = [*SHORT[:-3], "--trainer.max_steps=24", "--trainer.val_check_interval=4", "--trainer.log_every_n_steps=1"]
+    values = over("data.init_args.source.init_args.train_clips", [16, 40])
+
+    def start(name: str) -> "subprocess.Popen[str]":
+        write(here, name=name, overrides=steps, **values)
+        return subprocess.Popen(
+            command_line("sweep", "sweep.yaml"),
+            cwd=here,
+            env=environment(here),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+    def wait_for_steps(value: int) -> None:
+        metrics = here / "runs" / NAMES[1] / f"broken-{value}-seed0" / "metrics.jsonl"
+        deadline = time.monotonic() + 200
+        while not (metrics.exists() and metrics.read_text().count("\n") > 5):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    whole = start("whole")
+    _, said = whole.communicate(timeout=500)
+    assert whole.returncode == 0, said
+    broken = start("broken")
+    wait_for_steps(16)
+    os.kill(broken.pid, signal.SIGINT)
+    broken.communicate(timeout=300)
+    assert broken.returncode == 130
+    broken = start("broken")
+    wait_for_steps(40)
+    os.kill(broken.pid, signal.SIGKILL)
+    broken.communicate(timeout=300)
+    broken = start("broken")
+    _, said = broken.communicate(timeout=500)
+    assert broken.returncode == 0, said
+    assert "an earlier sweep's process is still at it" in said
+    tables = [(here / "runs" / "sweeps" / name / "data_scale.csv").read_text() for name in ("whole", "broken")]
+    assert len(tables[0].splitlines()) > 4
+    assert tables[0].replace("whole-", "broken-") == tables[1]
+    logs = here / "runs" / "sweeps" / "broken" / "logs"
+    assert "going on from" in (logs / f"{NAMES[1]}-16-seed0.log").read_text()

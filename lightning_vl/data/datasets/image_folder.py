@@ -5,6 +5,7 @@ import struct
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -12,6 +13,7 @@ from PIL import Image, ImageOps
 from lightning_vl.data.datasets.class_folders import compare_classes
 from lightning_vl.data.datasets.tables import check_classes
 from lightning_vl.data.source import ImageSource, LabelledImage, Split
+from lightning_vl.data.subset import hold_out
 from lightning_vl.errors import CorruptSample, UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -37,8 +39,6 @@ class ImageFolder(ImageSource):
     def __init__(
         self, root: str, classes: int | None = None, validation_share: float = 0.1, split_seed: int = 0
     ) -> None:
-        if not 0 < validation_share < 1:
-            raise UserError(f"validation_share is {validation_share}", "give a share between 0 and 1")
         self.root = root
         self.classes = classes
         self.validation_share = validation_share
@@ -78,22 +78,15 @@ class ImageFolder(ImageSource):
                 f"{self.root} has a folder train but none to test on",
                 f"add {os.path.join(self.root, 'test')} with the same class folders",
             )
-        by_class = [self._images("train", label) for label in range(len(names))]
-        splits: dict[Split, list[LabelledImage]] = {"train": [], "validation": [], "test": []}
+        images = [image for label in range(len(names)) for image in self._images("train", label)]
+        splits: dict[Split, list[LabelledImage]] = {"train": images}
         if validation and test:
-            splits["train"] = [image for images in by_class for image in images]
             splits["validation"] = self._folder(validation)
         else:
-            for label, images in enumerate(by_class):
-                held_out = max(1, round(len(images) * self.validation_share))
-                if held_out >= len(images):
-                    raise UserError(
-                        f"class {names[label]!r} has {len(images)} training images, too few to keep some for validation",
-                        f"add some, or add {os.path.join(self.root, VALIDATION[0])} with the same class folders",
-                    )
-                order = np.random.default_rng([self.split_seed, label]).permutation(len(images)).tolist()
-                splits["validation"] += [images[place] for place in sorted(order[:held_out])]
-                splits["train"] += [images[place] for place in sorted(order[held_out:])]
+            labels = [image.label for image in images]
+            kept, held_out = hold_out(labels, names, self.validation_share, self.split_seed)
+            splits["train"] = [images[place] for place in kept]
+            splits["validation"] = [images[place] for place in held_out]
         splits["test"] = self._folder(test or validation or "")
         return splits
 
@@ -127,31 +120,48 @@ class ImageFolder(ImageSource):
 
 
 def read_image(path: str) -> np.ndarray:
-    """An image as it is shown: upright, on white where it is transparent, uint8 (h, w, 3), RGB.
-
-    Grey images get three equal channels, 16-bit ones their upper 8 bits, of animations the first picture is taken.
+    """The image of a file, see `decode_image`.
 
     Raises:
         CorruptSample: no such file, no image, or a damaged one.
     """
     try:
+        with open(path, "rb") as file:
+            return decode_image(file, path)
+    except FileNotFoundError:
+        raise CorruptSample(path, "no such file") from None
+    except OSError as error:
+        raise CorruptSample(path, f"cannot be read: {error.strerror}") from error
+
+
+def decode_image(file: BinaryIO, id: str) -> np.ndarray:
+    """An image as it is shown: upright, on white where it is transparent, uint8 (h, w, 3), RGB.
+
+    Grey images get three equal channels, 16-bit ones their upper 8 bits, of animations the first picture is taken.
+
+    Args:
+        file: the encoded image.
+        id: names it in errors.
+
+    Raises:
+        CorruptSample: no image, or a damaged one.
+    """
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file)
+            with Image.open(file) as encoded:
+                image = ImageOps.exif_transpose(encoded)
                 if image.mode == "F":
-                    raise CorruptSample(path, "holds real numbers, of an unknown range")
+                    raise CorruptSample(id, "holds real numbers, of an unknown range")
                 if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion cuts everything above 255 off
                     grey = np.asarray(image).astype(np.int64) >> 8
                     return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=-1)
                 if image.has_transparency_data:
                     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
                 return np.array(image.convert("RGB"))
-    except FileNotFoundError:
-        raise CorruptSample(path, "no such file") from None
     except UNREADABLE as error:
-        reason = " ".join(str(error).replace(path, "it").split()) or type(error).__name__
-        raise CorruptSample(path, f"is no readable image: {reason}") from error
+        reason = " ".join(str(error).replace(repr(file), "it").split()) or type(error).__name__
+        raise CorruptSample(id, f"is no readable image: {reason}") from error
 
 
 def _folders_in(path: str) -> list[str]:

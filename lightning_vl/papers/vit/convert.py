@@ -1,17 +1,32 @@
-"""Weights of image ViTs from local files, and between timm's, transformers' and our names."""
+"""Weights from local files: read, carried between others' names and ours, and taken as a network's start."""
 
+import json
 import re
+import zlib
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from importlib import import_module
+from math import isqrt
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
+from einops import rearrange
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_vl.errors import UserError
+from lightning_vl.nn.blocks import LAYER_NORM_EPS, GeluApproximation
+from lightning_vl.nn.embeddings import Stem
+from lightning_vl.nn.positions import Positions, PositionTables, resize_line, resize_positions
+from lightning_vl.papers.vit.bit import BiT, ResNetStem
+from lightning_vl.papers.vit.model import ImageClassifier, ViT
 
 Weights = dict[str, Tensor]
 
@@ -59,30 +74,73 @@ TRANSFORMERS_IN_MEMORY = {  # what transformers 5 calls the same modules in stat
 THIRDS = ("query", "key", "value")
 
 
+NPZ = {  # the official files, as _dotted spells their names; a block's modules are numbered in the order they were made in
+    "cls": "class_token",
+    "embedding": "embedding",
+    "Transformer.posembed_input.pos_embedding": "positions",
+    "pos_embedding": "positions",
+    "Transformer.blocks.*.LayerNorm_0": "encoder.blocks.*.norm_attention",
+    "Transformer.blocks.*.MultiHeadDotProductAttention_1.query": "encoder.blocks.*.attention.query",
+    "Transformer.blocks.*.MultiHeadDotProductAttention_1.key": "encoder.blocks.*.attention.key",
+    "Transformer.blocks.*.MultiHeadDotProductAttention_1.value": "encoder.blocks.*.attention.value",
+    "Transformer.blocks.*.MultiHeadDotProductAttention_1.out": "encoder.blocks.*.attention.output",
+    "Transformer.blocks.*.LayerNorm_2": "encoder.blocks.*.norm_mlp",
+    "Transformer.blocks.*.MlpBlock_3.Dense_0": "encoder.blocks.*.mlp.hidden",
+    "Transformer.blocks.*.MlpBlock_3.Dense_1": "encoder.blocks.*.mlp.output",
+    "Transformer.encoder_norm": "encoder.norm",
+    "pre_logits": "pre_logits",
+    "head": "head",
+}
+NPZ |= {  # big_vision's number each kind by itself
+    theirs.replace("Attention_1", "Attention_0").replace("LayerNorm_2", "LayerNorm_1").replace("_3", "_0"): ours
+    for theirs, ours in NPZ.items()
+}
+NPZ_PREFIXES = ("opt/target/", "params/")  # under which big_vision keeps the weights
+TO_TIMM = "a ViT of timm"
+STEM = ("patch_embed.backbone.", "embedding.stem.trunk.")  # of a hybrid: timm's name, ours
+HEAD = ("head.", "pre_logits.")
+NOT_WEIGHTS = (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, OSError)  # as readers say so
+
+
 def read_weights(path: str) -> Weights:
     """The state dict in a local file.
 
     Args:
-        path: a ``.safetensors`` file, or one that ``torch.save`` wrote: a plain state dict (``.pt``, ``.pth``,
-            ``.bin``) or a checkpoint of a run of ours (``.ckpt``), of which the network's weights are taken.
+        path: a ``.safetensors`` file, an official ``.npz``, or one that ``torch.save`` wrote: a plain state dict
+            (``.pt``, ``.pth``, ``.bin``) or a checkpoint of a run of ours (``.ckpt``), of which the network's weights
+            are taken.
 
     Raises:
         UserError: no such file, not a state dict, broken, or a pickle that carries more than tensors.
     """
+    return _state_dict(_read(path), path)
+
+
+def _read(path: str) -> Any:
+    """What a file holds, without running any of it."""
     file = Path(path)
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
-        raise UserError(f"{path} {what}", "name a .safetensors, .pt, .bin or .ckpt file with the weights to start from")
+        raise UserError(
+            f"{path} {what}", "name a .safetensors, .npz, .pt, .bin or .ckpt file with the weights to start from"
+        )
     try:
-        safe = file.suffix == ".safetensors"
-        content: Any = load_file(file) if safe else torch.load(file, "cpu", weights_only=True)
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        if file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: torch.from_numpy(arrays[name].astype(np.float32)) for name in arrays}
+        return torch.load(file, "cpu", weights_only=True)
     except UnpicklingError as error:
         raise UserError(
             f"{path} holds something else than weights, which could run code, and was not opened",
             "where you trust it, save its state_dict() as .safetensors",
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, BadZipFile, zlib.error, *NOT_WEIGHTS) as error:
         raise UserError(f"{path} is broken or no file of weights", "fetch or save it anew") from error
+
+
+def _state_dict(content: Any, path: str) -> Weights:
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):  # a Lightning checkpoint
         state = content["state_dict"]
         content = {key.removeprefix("net."): tensor for key, tensor in state.items() if key.startswith("net.")}
@@ -99,13 +157,32 @@ def from_timm(weights: Mapping[str, Tensor]) -> Weights:
     Raises:
         UserError: a tensor that the paper's ViT does not have (register tokens, layer scale, ...).
     """
-    return {_translate(key, TIMM, "timm's ViT"): tensor for key, tensor in weights.items()}
+    theirs, ours = STEM
+    return {
+        ours + key.removeprefix(theirs) if key.startswith(theirs) else _translate(key, TIMM, "timm's ViT"): tensor
+        for key, tensor in weights.items()
+    }
+
+
+def to_timm(weights: Mapping[str, Tensor]) -> Weights:
+    """Our state dict in timm's names: the inverse of :func:`from_timm`, bit for bit.
+
+    Raises:
+        UserError: timm's ViT has no place for a tensor: the hidden layer of a pre-training head, 2-D or relative
+            positions.
+    """
+    names = {ours: theirs for theirs, ours in TIMM.items() if ours != "pre_logits"}
+    theirs, ours = STEM
+    return {
+        theirs + key.removeprefix(ours) if key.startswith(ours) else _translate(key, names, TO_TIMM): tensor.clone()
+        for key, tensor in weights.items()
+    }
 
 
 def from_transformers(weights: Mapping[str, Tensor], prefix: str = "vit.") -> Weights:
     """A transformers ``ViTForImageClassification``'s or ``ViTModel``'s state dict in the names of our ViT.
 
-    The GELU is the exact one, as timm's. A pooler becomes ``pre_logits``, which our ViT does not have.
+    The GELU is the exact one, as timm's. A pooler becomes ``pre_logits``, the hidden layer of a pre-training head.
 
     Args:
         weights: by the names of files or of transformers 5 in memory.
@@ -116,6 +193,51 @@ def from_transformers(weights: Mapping[str, Tensor], prefix: str = "vit.") -> We
     """
     names = TRANSFORMERS | TRANSFORMERS_IN_MEMORY
     renamed = {_translate(key.removeprefix(prefix), names, "transformers' ViT"): weights[key] for key in weights}
+    return _fuse(renamed)
+
+
+def from_npz(arrays: Mapping[str, Tensor]) -> Weights:
+    """The official files' arrays in the names and layouts of our ViT, which computes the same as it is built by default.
+
+    Args:
+        arrays: of the paper's code or AugReg's, numbered as modules were made, or of big_vision. There positions may be
+            added to the patches alone, which is the same as a row of zeros for the class token.
+
+    Raises:
+        UserError: a tensor that the paper's ViT does not have (a hybrid's ResNet, attention pooling, ...).
+    """
+    prefix = next((p for p in NPZ_PREFIXES if any(key.startswith(p) for key in arrays)), "")
+    renamed: Weights = {}
+    for key, array in arrays.items():
+        if key.startswith(prefix):  # the others are the optimiser's
+            name = _translate(_dotted(key.removeprefix(prefix)), NPZ, "an official ViT")
+            renamed[name] = _from_flax(name, array).contiguous()
+    rows = renamed["positions"].shape[1] if "positions" in renamed else 0
+    if "class_token" in renamed and isqrt(rows) ** 2 == rows > 0:  # a row for each patch, none for the class token
+        renamed["positions"] = torch.cat([torch.zeros_like(renamed["class_token"]), renamed["positions"]], dim=1)
+    return _fuse(renamed)
+
+
+def _dotted(key: str) -> str:
+    """``Transformer/encoderblock_0/LayerNorm_0/scale`` as ``Transformer.blocks.0.LayerNorm_0.weight``."""
+    return re.sub(r"/(kernel|scale)$", ".weight", re.sub(r"encoderblock_(\d+)", r"blocks.\1", key)).replace("/", ".")
+
+
+def _from_flax(name: str, array: Tensor) -> Tensor:
+    """Kernels have the inputs ahead of the outputs, and attention's have an axis for the heads."""
+    if name.endswith((".query.weight", ".key.weight", ".value.weight")):
+        return rearrange(array, "d h c -> (h c) d")
+    if name.endswith(".attention.output.weight"):
+        return rearrange(array, "h c d -> d (h c)")
+    if name.endswith((".query.bias", ".key.bias", ".value.bias")):
+        return array.flatten()
+    if array.ndim == 4:
+        return rearrange(array, "h w c d -> d c h w")
+    return array.T if array.ndim == 2 else array
+
+
+def _fuse(renamed: Weights) -> Weights:
+    """Query, key and value as one projection."""
     for query in [key for key in renamed if ".query." in key]:
         thirds = [query.replace("query", third) for third in THIRDS]
         if missing := [key for key in thirds if key not in renamed]:
@@ -144,8 +266,10 @@ def to_vit(weights: Weights) -> Weights:
     """An image ViT's state dict, whosever it is, in our names.
 
     Raises:
-        UserError: it is none of ours, timm's or transformers'.
+        UserError: it is none of ours, timm's, transformers' or an official one.
     """
+    if any(key.endswith("embedding/kernel") for key in weights):
+        return from_npz(weights)
     if "patch_embed.proj.weight" in weights:
         return from_timm(weights)
     if any(key.removeprefix("vit.").startswith("embeddings.") for key in weights):
@@ -156,6 +280,243 @@ def to_vit(weights: Weights) -> Weights:
         f"{next(iter(weights))} and the other weights are not those of an image ViT",
         "start from a ViT of timm, of transformers or of this package (from a ViViT with VideoInitialisation)",
     )
+
+
+def load_vit(path: str) -> ViT:
+    """The ViT that a local file holds, with its weights.
+
+    A checkpoint of ours says how its network was built, as does a ``config.json`` beside a file of transformers.
+    Otherwise the shapes tell: square images, learned positions, heads of width 64 (80 in ViT-H) where the file does
+    not have them, and the GELU and the epsilon of whoever wrote it. Weights without a head get a zero one of a class.
+
+    Args:
+        path: see :func:`read_weights`.
+
+    Raises:
+        UserError: the file cannot be read, or holds no ViT of the paper's kind.
+    """
+    content = _read(path)
+    raw = _state_dict(content, path)
+    if isinstance(content.get("network"), dict):
+        net = _build(content["network"], path)
+        if not isinstance(net, ViT):
+            raise UserError(f"{path} holds a {type(net).__name__}", "name the weights of a ViT")
+        return _filled(net, raw, path)
+
+    weights = to_vit(raw)
+    if "head.weight" not in weights:
+        dim = len(weights["embedding.weight"])
+        weights |= {"head.weight": torch.zeros(1, dim), "head.bias": torch.zeros(1)}
+    heads, gelu, epsilon = _constants(raw, weights, path)
+    return _filled(_from_shapes(weights, heads, gelu, epsilon, path), weights, path)
+
+
+def _build(spec: Any, path: str) -> Any:
+    """The object that a class_path and init_args name; plain values as they are."""
+    if not isinstance(spec, dict) or "class_path" not in spec:
+        return spec
+    module, _, name = spec["class_path"].rpartition(".")
+    try:
+        made = getattr(import_module(module), name) if module.startswith("lightning_vl.") else None
+        if isinstance(made, type) and issubclass(made, ImageClassifier | Positions | Stem):
+            return made(**{key: _build(value, path) for key, value in spec.get("init_args", {}).items()})
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{path} names {spec['class_path']}: {error}", "use the version that wrote it") from error
+    raise UserError(f"{path} names {spec['class_path']}, which is no network here", "use the version that wrote it")
+
+
+def _constants(raw: Weights, weights: Weights, path: str) -> tuple[int, GeluApproximation, float]:
+    """Number of heads, form of the GELU and the norms' epsilon: what tensors in our names do not show."""
+    dim = len(weights["embedding.weight"])
+    heads = 16 if dim == 1280 else dim // 64  # Table 1
+    queries = [tensor for key, tensor in raw.items() if key.endswith("/query/kernel")]
+    if queries:
+        return queries[0].shape[1], "tanh", LAYER_NORM_EPS
+    if "patch_embed.proj.weight" in raw:
+        return heads, "none", 1e-6
+    if "embedding.weight" in raw:
+        return heads, "tanh", LAYER_NORM_EPS
+    config = Path(path).with_name("config.json")
+    said = json.loads(config.read_text()) if config.is_file() else {}
+    return said.get("num_attention_heads", heads), "none", said.get("layer_norm_eps", 1e-12)
+
+
+def _from_shapes(weights: Weights, heads: int, gelu: GeluApproximation, epsilon: float, path: str) -> ViT:
+    """A ViT into which the weights fit, if any does."""
+    names = ("positions", "encoder.blocks.0.mlp.hidden.weight")
+    if missing := [name for name in names if name not in weights]:
+        raise UserError(f"{path} lacks {missing[0]}, which a ViT has", "name the weights of a whole ViT")
+    dim, _, patch_size, _ = weights["embedding.weight"].shape
+    if heads < 1 or dim % heads:
+        raise UserError(f"{path} does not say how many heads share its width of {dim}", "name a checkpoint of a run")
+    side = square_side(weights["positions"].shape[1] - ("class_token" in weights), path)
+    stages = Counter(key.split(".")[4] for key in weights if re.search(r"trunk\.stages\.\d+\.blocks\.\d+\.conv1", key))
+    stem = ResNetStem(tuple(stages.values())) if stages else None
+    return ViT(
+        image_size=side * patch_size * (1 if stem is None else stem.stride),
+        patch_size=patch_size,
+        dim=dim,
+        layers=1 + max(int(key.split(".")[2]) for key in weights if key.startswith("encoder.blocks.")),
+        heads=heads,
+        mlp_dim=len(weights["encoder.blocks.0.mlp.hidden.weight"]),
+        classes=len(weights["head.weight"]),
+        gelu_approximation=gelu,
+        layer_norm_eps=epsilon,
+        pooled="class_token" not in weights,
+        pre_logits="pre_logits.weight" in weights,
+        stem=stem,
+    )
+
+
+def _filled(net: ViT, weights: Weights, path: str) -> ViT:
+    load_checked(net, weights, path)
+    return net
+
+
+@dataclass
+class Report:
+    """What became of every weight, by the names of the network (of the file, for those dropped).
+
+    Attributes:
+        path: the file.
+        loaded: taken as they are.
+        resized: positions interpolated for another grid.
+        fresh: of the network, left as it was built.
+        dropped: of the file, not used.
+    """
+
+    path: str
+    loaded: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"started from {self.path}"]
+        for what in fields(self)[1:]:
+            groups = Counter(_group(name) for name in getattr(self, what.name))
+            if groups:
+                lines.append(f"  {what.name:9}" + ", ".join(g if n == 1 else f"{g} ({n})" for g, n in groups.items()))
+        return "\n".join(lines)
+
+
+class Initialisation(ABC):
+    """Weights that a network starts from, all but its head; what does not fit is an error, never skipped.
+
+    Args:
+        path: local file, see :func:`read_weights`.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @abstractmethod
+    def trunk(self, net: ImageClassifier, report: Report) -> Weights:
+        """The file's weights by the network's names; what is left out is in the report as dropped or fresh."""
+
+    def apply(self, net: ImageClassifier) -> Report:
+        """Load the trunk; the head stays as built, at zero (Sec. 3.2).
+
+        Raises:
+            UserError: the file cannot be read, has a weight that the network has no place for, lacks one that the
+                network needs, or one is of another shape.
+        """
+        report = Report(self.path)
+        weights = self.trunk(net, report)
+        report.dropped += [name for name in weights if name.startswith(HEAD)]
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(HEAD)}
+        own = net.state_dict()
+        report.fresh += [name for name in own if name.startswith(HEAD)]
+        load_checked(net, {**{name: own[name] for name in report.fresh}, **weights}, self.path)
+        report.loaded += [name for name in own if name in weights and name not in report.resized]
+        return report
+
+
+class ViTInitialisation(Initialisation):
+    """Start from a ViT: of timm, of transformers, an official .npz or one of ours.
+
+    Learned positions are resized for another grid of patches, bilinear and the class token's row apart (Sec. 3.2), 2-D
+    ones table by table. Fixed ones stay as built; relative ones fit a grid of the same size alone.
+
+    Args:
+        path: local file with the weights.
+    """
+
+    def trunk(self, net: ImageClassifier, report: Report) -> Weights:
+        if not isinstance(net, ViT):
+            raise UserError(f"{self.path} is to start a {type(net).__name__}", "use BiTInitialisation for a BiT")
+        weights = to_vit(read_weights(self.path))
+        rows, columns = net.embedding.grid
+        new: Weights = {}
+        if isinstance(net.positions, PositionTables):
+            lengths = {"positions.rows": rows, "positions.columns": columns}
+            new = {name: resize_line(weights[name], length) for name, length in lengths.items() if name in weights}
+        elif isinstance(net.positions, nn.Parameter) and not net.positions.requires_grad:
+            report.fresh.append("positions")
+            report.dropped += [name for name in ("positions",) if weights.pop(name, None) is not None]
+        elif "positions" in weights:
+            side = square_side(weights["positions"].shape[1] - ("class_token" in weights), self.path)
+            new["positions"] = resize_positions(weights["positions"], (side, side), (rows, columns))
+        report.resized += [name for name in new if new[name].shape != weights[name].shape]
+        return weights | new
+
+
+class BiTInitialisation(Initialisation):
+    """Start from a BiT: one of ours, or timm's ``resnetv2_*_bit``.
+
+    Args:
+        path: local file with the weights.
+    """
+
+    def trunk(self, net: ImageClassifier, report: Report) -> Weights:
+        if not isinstance(net, BiT):
+            raise UserError(f"{self.path} is to start a {type(net).__name__}", "use ViTInitialisation for a ViT")
+        weights = read_weights(self.path)
+        ours = any(name.startswith("trunk.") for name in weights)
+        return (
+            weights if ours else {name if name.startswith(HEAD) else f"trunk.{name}": weights[name] for name in weights}
+        )
+
+
+def load_checked(net: nn.Module, weights: Mapping[str, Tensor], path: str) -> None:
+    """`load_state_dict` whose error names the first tensor that is unknown, missing or of another shape.
+
+    On the meta device, where there is nothing to fill, names and shapes are all that is checked.
+    """
+    own, model = net.state_dict(), type(net).__name__
+    for name, tensor in weights.items():
+        if name not in own:
+            raise UserError(
+                f"{path} has {name}, which this {model} does not have", "start from weights of the same kind of network"
+            )
+        if tensor.shape != own[name].shape:
+            raise UserError(
+                f"{path} has {name} of {tuple(tensor.shape)}, this {model} of {tuple(own[name].shape)}",
+                "start from weights of a network of the same sizes",
+            )
+    if missing := [name for name in own if name not in weights]:
+        raise UserError(
+            f"{path} lacks {missing[0]}, which this {model} has", "start from weights of the same kind of network"
+        )
+    if not any(tensor.is_meta for tensor in own.values()):
+        net.load_state_dict(weights)
+
+
+def square_side(patches: int, path: str) -> int:
+    """Rows, and columns, of a square of patches."""
+    side = isqrt(patches)
+    if side**2 != patches:
+        raise UserError(
+            f"{path} has positions of {patches} patches, which are no square grid",
+            "start from a model that was trained on square images",
+        )
+    return side
+
+
+def _group(name: str) -> str:
+    """A name without the number of its block, for reading: ``encoder.blocks.*.attention``."""
+    name = re.sub(r"^trunk\.stages\.(\d+).*", r"trunk.stages.\1", name)
+    return re.sub(r"blocks\.\d+\.(\w+).*", r"blocks.*.\1", name)
 
 
 def _translate(key: str, names: Mapping[str, str], source: str) -> str:

@@ -1,21 +1,19 @@
 """ViT's batches: labelled images, cropped at random for training, resized for evaluation."""
 
-import math
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as pixels
 
+from lightning_vl.data.image_augmentation import Augmentation, MixupCutMix, resize
+from lightning_vl.data.image_augmentation import RandomResizedCrop as RandomResizedCrop
 from lightning_vl.data.module import DataModule, to_signed_unit_range
 from lightning_vl.data.source import ImageSource, Split
-from lightning_vl.data.stream import Batch, SeededDataset
+from lightning_vl.data.stream import Batch, SeededDataset, TrainingLoader
+from lightning_vl.data.subset import balanced_subset
 from lightning_vl.errors import UserError
-
-ATTEMPTS = 10  # to draw a crop that lies within the image, before the whole of it is taken
 
 
 class ImageBatch(TypedDict):
@@ -24,78 +22,70 @@ class ImageBatch(TypedDict):
     image: float (b, c, h, w) in [-1, 1]; uint8 until it is on the device.
     label: class index, int64 (b,).
     id: b names.
+    mixing: seed of the batch's mixup or CutMix; only in training, where it is on.
+    target: float (b, classes), the classes' shares in each mixed image; on the device, in the place of `mixing`.
     """
 
     image: Tensor
     label: Tensor
     id: list[str]
-
-
-class RandomResizedCrop:
-    """A random part of the image at the network's size, perhaps flipped: the "Inception crop" of ViT's code.
-
-    Args:
-        area: least and greatest share of the image's area (ViT's code: 0.05 to 1).
-        aspect_ratio: least and greatest width over height, drawn evenly in its logarithm.
-        flip: probability of a left-right flip.
-    """
-
-    def __init__(
-        self,
-        area: tuple[float, float] = (0.05, 1.0),
-        aspect_ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        flip: float = 0.5,
-    ) -> None:
-        if not 0 < area[0] <= area[1] <= 1:
-            raise UserError(f"area is {area}", "give shares of the image's area: 0 < least <= greatest <= 1")
-        if not 0 < aspect_ratio[0] <= aspect_ratio[1]:
-            raise UserError(f"aspect_ratio is {aspect_ratio}", "give width over height: 0 < least <= greatest")
-        self.area = area
-        self.aspect_ratio = aspect_ratio
-        self.flip = flip
-
-    def __call__(self, image: Tensor, size: int, rng: np.random.Generator) -> Tensor:
-        """uint8 (c, h, w) -> uint8 (c, size, size)."""
-        top, left, height, width = self._box(image.shape[-2], image.shape[-1], rng)
-        image = resize(image[:, top : top + height, left : left + width], size)
-        return image.flip(-1) if rng.random() < self.flip else image
-
-    def _box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        for _ in range(ATTEMPTS):
-            area = height * width * rng.uniform(*self.area)
-            ratio = math.exp(rng.uniform(math.log(self.aspect_ratio[0]), math.log(self.aspect_ratio[1])))
-            h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
-            if 0 < h <= height and 0 < w <= width:
-                return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-        return 0, 0, height, width
+    mixing: NotRequired[int]
+    target: NotRequired[Tensor]
 
 
 class TrainingImages:
-    """Each training image once an epoch, cropped anew.
+    """Each training image once an epoch, augmented anew.
 
     Args:
         source: the images.
         image_size: height and width for the network, px.
-        augmentation: the random crop.
+        augmentation: what is done to an image.
+        count: how many of the images to train on, see `balanced_subset`; None for all.
+        seed: seed of their choice.
+        mixed: whether batches will be mixed: each sample then brings a seed for it.
+
+    Raises:
+        UserError: there are fewer images.
     """
 
-    def __init__(self, source: ImageSource, image_size: int, augmentation: RandomResizedCrop) -> None:
+    def __init__(
+        self,
+        source: ImageSource,
+        image_size: int,
+        augmentation: Augmentation,
+        count: int | None = None,
+        seed: int = 0,
+        mixed: bool = False,
+    ) -> None:
         self.source = source
         self.image_size = image_size
         self.augmentation = augmentation
+        self.mixed = mixed
         self.images = source.images("train")
+        self.indices: Sequence[int] | np.ndarray = range(len(self.images))  # places in the source
+        if count is not None:
+            if not 0 < count <= len(self.images):
+                raise UserError(
+                    f"train_images is {count}, the training split has {len(self.images)} images",
+                    f"set data.init_args.train_images between 1 and {len(self.images)}, or leave it out for all",
+                )
+            self.indices = balanced_subset([image.label for image in self.images], count, seed)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.indices)
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """`image` (c, h, w), `label`, `id`.
+        """`image` (c, h, w), `label`, `id` and, where batches are mixed, `mixing`.
 
         Raises:
             CorruptSample: the image cannot be decoded.
         """
-        image = self.augmentation(read(self.source, "train", index), self.image_size, rng)
-        return {"image": image, "label": self.images[index].label, "id": self.images[index].id}
+        place = int(self.indices[index])
+        image = self.augmentation(read(self.source, "train", place), self.image_size, rng)
+        sample = {"image": image, "label": self.images[place].label, "id": self.images[place].id}
+        if self.mixed:
+            sample["mixing"] = int(rng.integers(2**32))
+        return sample
 
 
 class EvaluationImages:
@@ -131,20 +121,16 @@ def read(source: ImageSource, split: Split, index: int) -> Tensor:
     return torch.from_numpy(source.read(split, index)).permute(2, 0, 1)
 
 
-def resize(image: Tensor, size: int) -> Tensor:
-    """Bilinear, antialiased: (c, h, w) -> (c, size, size)."""
-    if image.shape[-2:] == (size, size):
-        return image.contiguous()
-    return pixels.resize(image, [size, size], InterpolationMode.BILINEAR, antialias=True)
-
-
 def collate(samples: Sequence[dict[str, Any]]) -> ImageBatch:
-    """Samples of `TrainingImages` or `EvaluationImages` as one batch."""
-    return ImageBatch(
+    """Samples of `TrainingImages` or `EvaluationImages` as one batch; it is mixed with the first sample's seed."""
+    batch = ImageBatch(
         image=torch.stack([sample["image"] for sample in samples]),
         label=torch.tensor([sample["label"] for sample in samples]),
         id=[sample["id"] for sample in samples],
     )
+    if "mixing" in samples[0]:
+        batch["mixing"] = samples[0]["mixing"]
+    return batch
 
 
 class ImageData(DataModule):
@@ -158,32 +144,56 @@ class ImageData(DataModule):
         evaluation_batch_size: images of one forward pass in evaluation, on each device.
         workers: processes that read ahead, on each device.
         max_corrupt: largest share of images that may turn out unreadable before the run stops.
+        train_images: train on so many of the training images only, the same number of each class where there are enough,
+            chosen by the run's seed; fewer lie within more. None for all.
+        mixing: mixup and CutMix of training batches; None for neither.
     """
 
     def __init__(
         self,
         source: ImageSource,
         image_size: int,
-        augmentation: RandomResizedCrop,
+        augmentation: Augmentation,
         batch_size: int,
         evaluation_batch_size: int = 128,
         workers: int = 1,
         max_corrupt: float = 0.01,
+        train_images: int | None = None,
+        mixing: MixupCutMix | None = None,
     ) -> None:
         super().__init__(batch_size, evaluation_batch_size, workers, max_corrupt)
         self.source = source
         self.image_size = image_size
         self.augmentation = augmentation
+        self.train_images = train_images
+        self.mixing = mixing
 
     def dataset(self, split: Split) -> SeededDataset:
-        """Random crops for training, whole images otherwise."""
+        """Augmented images for training, whole ones otherwise."""
         if split == "train":
-            return TrainingImages(self.source, self.image_size, self.augmentation)
+            return TrainingImages(
+                self.source,
+                self.image_size,
+                self.augmentation,
+                self.train_images,
+                self.seed,
+                mixed=self.mixing is not None,
+            )
         return EvaluationImages(self.source, split, self.image_size)
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
         """See `collate`."""
         return dict(collate(samples))
+
+    def train_dataloader(self) -> TrainingLoader:
+        """See `DataModule`."""
+        loader = super().train_dataloader()
+        if self.mixing is not None and loader.stream.micro_batch % 2:
+            raise UserError(
+                f"mixing takes pairs of images, and a device gets {loader.stream.micro_batch} at a time",
+                "choose data.init_args.batch_size so that batch_size / devices / accumulate_grad_batches is even",
+            )
+        return loader
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -191,7 +201,11 @@ class ImageData(DataModule):
         return {"image_size": self.image_size, "range": [-1.0, 1.0], "channels": "RGB"}
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """On the device: bytes to [-1, 1]."""
-        if batch["id"]:
-            batch["image"] = to_signed_unit_range(batch["image"])
+        """On the device: bytes to [-1, 1], then mixup or CutMix."""
+        if not batch["id"]:
+            return batch
+        batch["image"] = to_signed_unit_range(batch["image"])
+        if self.mixing is not None and "mixing" in batch:
+            classes = len(self.source.class_names)
+            batch["image"], batch["target"] = self.mixing(batch["image"], batch["label"], classes, batch.pop("mixing"))
         return batch

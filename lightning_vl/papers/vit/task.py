@@ -13,8 +13,9 @@ from lightning_vl.evaluation.classification import ClassificationMetrics
 from lightning_vl.evaluation.examples import Example
 from lightning_vl.objectives import classification
 from lightning_vl.optim import Schedule
+from lightning_vl.papers.vit.convert import Initialisation
 from lightning_vl.papers.vit.data import ImageData
-from lightning_vl.papers.vit.model import ViT, ViTOutput
+from lightning_vl.papers.vit.model import ImageClassifier, ViTOutput
 from lightning_vl.task import Task
 
 
@@ -30,21 +31,28 @@ class ViTTask(Task):
     """Cross-entropy of one label an image.
 
     Args:
-        net: the network.
+        net: a ViT or a BiT.
         optimizer: Adam with large weight decay in the paper's pre-training (Table 3).
         schedule: linear warm-up, then linear or cosine decay in the paper.
+        init_from: a file whose trunk training starts from; the head starts anew.
     """
 
-    net: ViT
+    net: ImageClassifier
     unit = "images"
 
-    def __init__(self, net: ViT, optimizer: OptimizerCallable, schedule: Schedule) -> None:
-        classes = {"class": net.head.out_features}
+    def __init__(
+        self,
+        net: ImageClassifier,
+        optimizer: OptimizerCallable,
+        schedule: Schedule,
+        init_from: Initialisation | None = None,
+    ) -> None:
+        classes = {"class": net.classes}
         metrics = {
             "val": ImageMetrics(classes, baseline=False),
             "test": ImageMetrics(classes, baseline=True),
         }
-        super().__init__(net, optimizer, schedule, None, metrics)
+        super().__init__(net, optimizer, schedule, init_from, metrics)
 
     def setup(self, stage: str) -> None:
         """The network's head and image size must be the data's."""
@@ -53,14 +61,14 @@ class ViTTask(Task):
         if not isinstance(data, ImageData):
             return
         names = data.source.class_names
-        if len(names) != self.net.head.out_features:
+        if len(names) != self.net.classes:
             raise UserError(
-                f"the network has {self.net.head.out_features} classes, the data {len(names)}",
+                f"the network has {self.net.classes} classes, the data {len(names)}",
                 f"set --model.init_args.net.init_args.classes {len(names)}",
             )
-        if data.image_size != self.net.embedding.image_size:
+        if data.image_size != self.net.image_size:
             raise UserError(
-                f"the network takes images of {self.net.embedding.image_size} px, the data gives {data.image_size} px",
+                f"the network takes images of {self.net.image_size} px, the data gives {data.image_size} px",
                 "give data.init_args.image_size and the network's image_size the same value",
             )
 
@@ -98,4 +106,4 @@ class ViTTask(Task):
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ImageData):
             return data.source.class_names
-        return [str(i) for i in range(self.net.head.out_features)]
+        return [str(i) for i in range(self.net.classes)]
