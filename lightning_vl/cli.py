@@ -35,6 +35,7 @@ import lightning_vl.data.datasets.in_memory
 import lightning_vl.data.datasets.kinetics
 import lightning_vl.data.datasets.labelled_videos
 import lightning_vl.data.datasets.something_something
+import lightning_vl.data.datasets.streamed_images
 import lightning_vl.data.datasets.video_folder
 import lightning_vl.data.synthetic.moving_digits
 import lightning_vl.data.synthetic.scattered

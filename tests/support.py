@@ -38,6 +38,40 @@ TINY = (
     "--data.init_args.source.init_args.test_clips=24",
 )
 
+TINY_IMAGES = (
+    # the same for embedded images; transfer is tested by itself
+    "--data.init_args.workers=0",
+    "--data.init_args.batch_size=8",
+    "--data.init_args.evaluation_batch_size=8",
+    "--data.init_args.source.init_args.train_images=40",
+    "--data.init_args.source.init_args.validation_images=24",
+    "--data.init_args.source.init_args.test_images=24",
+    "--transfer=[]",
+)
+
+SHRUNK_VIT = (
+    # a ViT at the paper's size, made small, on images of a few colours
+    "--model.init_args.net.init_args.image_size=32",
+    "--model.init_args.net.init_args.patch_size=16",
+    "--model.init_args.net.init_args.dim=32",
+    "--model.init_args.net.init_args.layers=2",
+    "--model.init_args.net.init_args.heads=4",
+    "--model.init_args.net.init_args.mlp_dim=64",
+    "--model.init_args.net.init_args.classes=4",
+    "--data.init_args.source.init_args.classes=4",
+    "--data.init_args.image_size=32",
+    "--data.init_args.batch_size=4",
+    "--data.init_args.evaluation_batch_size=4",
+    "--data.init_args.workers=0",
+    "--trainer.max_steps=1",
+    "--trainer.val_check_interval=1",
+)
+
+
+def tiny(file: str) -> tuple[str, ...]:
+    """What makes an experiment on embedded data small enough for a test."""
+    return TINY_IMAGES if Path(file).stem.startswith(("vit_", "bit_")) else TINY
+
 
 def verb(*arguments: str) -> int:
     """The command in this process: the exit code."""

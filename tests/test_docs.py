@@ -17,6 +17,7 @@ from support import ROOT, TINY, verb
 
 import lightning_vl
 from lightning_vl.__main__ import USAGE, VERBS
+from lightning_vl.papers.vit import figures
 from lightning_vl.report import compare, experiments_page, profile, sweep
 from lightning_vl.report.family import check_family, read_sweep
 
@@ -26,7 +27,7 @@ HEADERS = sorted((ROOT / "experiments").rglob("*.yaml"))
 TEXT = {".md", ".py", ".yaml", ".yml", ".toml", ".txt", ".cff", ".html", ".sh", ".json", ""}
 COMMAND = re.compile(r"python -m (lightning_vl[\w.]*)(?: ([^`\n]*))?")
 ANY = "experiments/vivit_fact_encoder.yaml"
-REPORTS = {"profile": profile, "compare": compare, "sweep": sweep}
+REPORTS = {"profile": profile, "compare": compare, "sweep": sweep, "figure": figures}
 
 
 def own_files() -> list[Path]:
@@ -105,8 +106,10 @@ def test_commands_in_documents_parse(
         with contextlib.suppress(SystemExit):  # what a .help option ends with
             parser.parse_args(words)
         return
-    options = REPORTS[words[0]]._parser().parse_args(words[1:])
+    options, given = REPORTS[words[0]]._parser().parse_known_args(words[1:])
+    assert not given or words[0] == "sweep", f"{place}: {command}"
     if words[0] == "sweep":
+        assert sweep.as_overrides(given) is not None
         family = read_sweep(options.file)
         check_family(family.experiments, family.differ_only_in)
     if words[0] == "profile":

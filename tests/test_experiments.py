@@ -1,11 +1,15 @@
 """Every experiment's file: parsed, built at full size on the meta device, and run for a step."""
 
+import io
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from support import ROOT, SHRUNK, TINY, verb
+from PIL import Image
+from support import ROOT, SHRUNK, SHRUNK_VIT, tiny, verb
 
 from lightning_vl.cli import build
 from lightning_vl.report.family import check_family, read_sweep
@@ -36,9 +40,16 @@ def given_by_the_user(file: str) -> list[str]:
     """What an experiment's file leaves to the command line: where the data is, and the weights to start from."""
     if file in EMBEDDED:
         return []
-    recipe = yaml.safe_load((ROOT / file).read_text())["model"]["init_args"]
-    start = ["--model.init_args.init_from.init_args.path=/weights.ckpt"] if recipe.get("init_from") else []
-    return [ROOT_GIVEN, *start]
+    recipe = yaml.safe_load((ROOT / file).read_text())
+    start = ["--model.init_args.init_from.init_args.path=/weights.ckpt"]
+    source = recipe["data"]["init_args"]["source"]
+    root = ROOT_GIVEN
+    if source["class_path"] == "InMemory":
+        root = root.replace("source.init_args", "source.init_args.source.init_args")
+    return [
+        *([] if "path" in source.get("init_args", {}) else [root]),  # a set of the hub has its name
+        *(start if recipe["model"]["init_args"].get("init_from") else []),
+    ]
 
 
 # Sec. 6.3 of the paper's figures: K400 head, exact
@@ -67,7 +78,7 @@ def test_it_is_built_at_full_size_without_memory(file: str) -> None:
 def test_it_is_fitted_validated_and_tested(file: str, tmp_path: Path) -> None:
     """Breaks if an experiment fails on its own data."""
     steps = ("--trainer.max_steps=1", "--trainer.val_check_interval=1")
-    assert verb("fit", "-c", file, *TINY, *steps, f"--run.root={tmp_path}", "--run.id=smoke") == 0
+    assert verb("fit", "-c", file, *tiny(file), *steps, f"--run.root={tmp_path}", "--run.id=smoke") == 0
     assert (tmp_path / Path(file).stem / "smoke" / "results.json").exists()
 
 
@@ -75,11 +86,62 @@ def test_it_is_fitted_validated_and_tested(file: str, tmp_path: Path) -> None:
 def test_the_papers_recipe_is_fitted_validated_and_tested_when_small(file: str, tmp_path: Path) -> None:
     """Breaks if a recipe's augmentation, heads, schedule or views fail: network and video are small, the rest is the file's."""
     recipe = yaml.safe_load((ROOT / file).read_text())
+    if recipe["model"]["class_path"] == "ViTTask":
+        weights = small_vit(tmp_path) if recipe["model"]["init_args"].get("init_from") else []
+        images = make_images(recipe["data"]["init_args"]["source"]["class_path"], tmp_path / "data")
+        assert verb("fit", "-c", file, *SHRUNK_VIT, *images, *weights, f"--run.root={tmp_path}", "--run.id=smoke") == 0
+        assert (tmp_path / Path(file).stem / "smoke" / "results.json").exists()
+        return
     heads = recipe["model"]["init_args"]["net"]["init_args"]["classes"]
     source = make_source(recipe["data"]["init_args"]["source"]["class_path"], tmp_path / "data", heads)
     arguments = ("fit", "-c", file, *SHRUNK, *source, f"--run.root={tmp_path}", "--run.id=smoke")
     assert verb(*arguments) == 0
     assert (tmp_path / Path(file).stem / "smoke" / "results.json").exists()
+
+
+def small_vit(folder: Path) -> list[str]:
+    """A file with the weights of a ViT of that size at half the resolution, to start from."""
+    from lightning_vl.papers.vit.model import ViT
+
+    net = ViT(image_size=16, patch_size=16, dim=32, layers=2, heads=4, mlp_dim=64, classes=7, pre_logits=True)
+    torch.save(net.state_dict(), folder / "weights.pt")
+    return [f"--model.init_args.init_from.init_args.path={folder / 'weights.pt'}"]
+
+
+def make_images(class_path: str, root: Path) -> list[str]:
+    """Sixteen images a split, of four classes, in the layout that the experiment's source reads."""
+    rng = np.random.default_rng(0)
+    prefix = "--data.init_args.source.init_args."
+    pictures = [Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)) for _ in range(16)]
+    splits = ("train", "validation", "test")
+    match class_path:
+        case "ImageFolder":
+            for split in splits:
+                for i, picture in enumerate(pictures):
+                    (root / split / f"class{i % 4}").mkdir(parents=True, exist_ok=True)
+                    picture.save(root / split / f"class{i % 4}" / f"{i}.png")
+            return [f"{prefix}root={root}"]
+        case "ImageShards":
+            root.mkdir()
+            for split in splits:
+                with tarfile.open(root / f"{split}-0.tar", "w") as shard:
+                    for i, picture in enumerate(pictures):
+                        buffer = io.BytesIO()
+                        picture.save(buffer, "PNG")
+                        for name, content in ((f"{i}.png", buffer.getvalue()), (f"{i}.cls", str(i % 4).encode())):
+                            member = tarfile.TarInfo(name)
+                            member.size = len(content)
+                            shard.addfile(member, io.BytesIO(content))
+            return [f"{prefix}root={root}"]
+        case "HubImages":
+            import datasets
+
+            rows = {"image": pictures * 8, "label": [i % 4 for i in range(128)]}
+            table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+            datasets.DatasetDict({"train": table, "test": table}).save_to_disk(str(root))
+            columns = ["image_column=image", "label_column=label"]
+            return [f"{prefix}{key}" for key in (f"path={root}", "splits={train: train, test: test}", *columns)]
+    raise AssertionError(f"no test data for {class_path}: write some here")
 
 
 def make_source(class_path: str, root: Path, heads: dict[str, int]) -> list[str]:

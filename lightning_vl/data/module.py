@@ -18,6 +18,7 @@ from lightning_vl.data.stream import (
     TrainingStream,
     evaluation_loader,
 )
+from lightning_vl.data.streamed import StreamedDataset, StreamedKeyedDataset, StreamedKeys
 from lightning_vl.errors import UserError
 from lightning_vl.terminal import say
 
@@ -46,7 +47,7 @@ class DataModule(lightning.LightningDataModule, ABC):
         self.skipped: dict[Split, list[str]] = {}  # what could not be read, in the order met
 
     @abstractmethod
-    def dataset(self, split: Split) -> SeededDataset:
+    def dataset(self, split: Split) -> SeededDataset | StreamedDataset:
         """The data set of a split; called once a split."""
 
     @abstractmethod
@@ -61,7 +62,7 @@ class DataModule(lightning.LightningDataModule, ABC):
     def setup(self, stage: str) -> None:
         """Builds the data sets of a stage; everything that can be wrong with the data is found here, before training."""
         splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "validation"), "validate": ("validation",)}
-        built: dict[Split, SeededDataset] = getattr(self, "datasets", {})
+        built: dict[Split, Any] = getattr(self, "datasets", {})
         for split in splits.get(stage, ("test",)):
             if split not in built:
                 built[split] = self.dataset(split)
@@ -76,8 +77,10 @@ class DataModule(lightning.LightningDataModule, ABC):
         trainer = self._trainer
         if trainer.max_steps < 1:
             raise UserError("trainer.max_steps is not set", "say how long to train: --trainer.max_steps 1000")
-        stream = TrainingStream(
-            len(self.datasets["train"]),
+        dataset = self.datasets["train"]
+        streamed = isinstance(dataset, StreamedDataset)
+        stream = (StreamedKeys if streamed else TrainingStream)(
+            len(dataset),
             self.batch_size,
             trainer.max_steps,
             self.seed,
@@ -85,7 +88,12 @@ class DataModule(lightning.LightningDataModule, ABC):
             trainer.world_size,
             trainer.accumulate_grad_batches,
         )
-        keyed = KeyedDataset(self.datasets["train"], self.collate, self.seed, replace_corrupt=True)
+        keyed = (StreamedKeyedDataset if streamed else KeyedDataset)(
+            dataset,
+            self.collate,
+            self.seed,
+            replace_corrupt=True,
+        )
         return TrainingLoader(keyed, stream, self.workers, self._pin_memory)
 
     def val_dataloader(self) -> DataLoader:

@@ -80,11 +80,15 @@ class KeyedDataset(Dataset):
         for attempt in range(attempts):
             index = (key.index + attempt) % len(self.dataset)
             try:
-                samples.append(self.dataset.sample(index, np.random.default_rng([self.seed, key.epoch, index])))
+                samples.append(self.draw(key.epoch, index, np.random.default_rng([self.seed, key.epoch, index])))
             except CorruptSample as error:
                 skipped.append(str(error))
             else:
                 return
+
+    def draw(self, epoch: int, index: int, rng: np.random.Generator) -> Sample:
+        """Sample `index`, the same image in every epoch."""
+        return self.dataset.sample(index, rng)
 
 
 class TrainingStream(Sampler[list[Key]]):

@@ -51,8 +51,10 @@ def hold_out(labels: Sequence[int], class_names: Sequence[str], share: float, se
         raise UserError(f"validation_share is {share}", "give a share between 0 and 1")
     kept: list[int] = []
     held_out: list[int] = []
+    by_class = np.argsort(np.asarray(labels), kind="stable")
+    ends = np.cumsum(np.bincount(np.asarray(labels), minlength=len(class_names)))
     for label, name in enumerate(class_names):
-        places = np.flatnonzero(np.asarray(labels) == label)
+        places = by_class[ends[label - 1] if label else 0 : ends[label]]
         count = max(1, round(len(places) * share))
         if count >= len(places):
             raise UserError(

@@ -26,9 +26,13 @@ CHAPTERS = {  # folder: heading, and what its files have in common
         "The paper's recipe for the paper's data in a folder of yours, `DATA`; see [docs/data.md](../docs/data.md).",
     ),
     "sweeps": ("Sweeps", "Families of runs that make one table: `python -m lightning_vl sweep FILE`."),
+    "transfer": (
+        "Transfer",
+        "Tasks for a trained image classifier: a second `-c` after an experiment's; see [docs/transfer.md](../docs/transfer.md).",
+    ),
     "overlays": ("Overlays", "How and where to run, never science: a second `-c` after an experiment's."),
 }
-FREE = ("sweeps", "overlays")
+FREE = ("sweeps", "transfer", "overlays")
 
 _HEAD = """\
 # Experiments

@@ -94,8 +94,9 @@ def tasks(sweep: Sweep) -> list[Task]:
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; gives the exit code: 0, or 1 if a run failed."""
-    arguments = _parser().parse_args(argv)
+    arguments, given = _parser().parse_known_args(argv)
     sweep = read_sweep(arguments.file)
+    sweep = replace(sweep, overrides=[*sweep.overrides, *as_overrides(given)])
     if arguments.quick:
         sweep = quick_sweep(sweep)
     check_family(sweep.experiments, sweep.differ_only_in)
@@ -364,11 +365,36 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
+def as_overrides(words: Sequence[str]) -> list[str]:
+    """Options that are not the sweep's own, as ``--key=value`` for every run: where the data lies, say.
+
+    Raises:
+        UserError: a word is no key of an experiment's file with its value, or is the sweep's to give.
+    """
+    found: list[str] = []
+    for word in words:
+        if word.startswith("--"):
+            found.append(word)
+        elif found and "=" not in found[-1]:
+            found[-1] += f"={word}"
+        else:
+            raise UserError(f"sweep does not know {word!r}", "Write --key value, as for fit; see sweep --help")
+    for override in found:
+        key, _, value = override.partition("=")
+        if "." not in key or not value or key.startswith("--run."):
+            raise UserError(
+                f"sweep does not know {key}",
+                "Give its own options (sweep --help), or keys of the experiments but run's: --data.init_args.batch_size 32",
+            )
+    return found
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m lightning_vl sweep",
+        usage="%(prog)s FILE [--jobs N] [--quick] [--dry-run | --report] [--KEY VALUE ...]",
         description="Run every experiment of a sweep file with every seed, then print and draw the table. Finished runs "
-        "are not run again; stopped ones go on.",
+        "are not run again; stopped ones go on. Any key of the experiments may be given for all runs, as to fit.",
         epilog="example: python -m lightning_vl sweep experiments/sweeps/vivit_variants.yaml --dry-run",
         allow_abbrev=False,
     )

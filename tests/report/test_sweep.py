@@ -286,3 +286,14 @@ def test_an_interrupted_sweep_ends_in_the_table_of_one_that_was_not(here: Path) 
     assert tables[0].replace("whole-", "broken-") == tables[1]
     logs = here / "runs" / "sweeps" / "broken" / "logs"
     assert "going on from" in (logs / f"{NAMES[1]}-16-seed0.log").read_text()
+
+
+def test_keys_of_the_experiments_go_to_every_run(here: Path, capsys) -> None:
+    """Breaks if a user could not say where the data lies, or a misspelt option of the sweep's went to the runs unseen."""
+    assert main(["sweep", "sweep.yaml", "--dry-run", "--data.init_args.batch_size", "16"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if " fit " in line]
+    assert lines
+    assert all(line.endswith(" --data.init_args.batch_size=16") for line in lines)
+    for wrong in (["--job", "2"], ["data.init_args.batch_size"], ["--run.id=x"]):
+        assert main(["sweep", "sweep.yaml", "--dry-run", *wrong]) == 2
+        assert "sweep does not know" in capsys.readouterr().err

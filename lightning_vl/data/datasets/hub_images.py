@@ -117,8 +117,13 @@ class HubImages(ImageSource):
         }
 
 
-def load(path: str, name: str | None) -> Mapping[str, Any]:
+def load(path: str, name: str | None, streaming: bool = False) -> Mapping[str, Any]:
     """The splits of a set by name.
+
+    Args:
+        path: name on the hub, or a local folder.
+        name: its configuration.
+        streaming: read it as it comes instead of keeping it on disk.
 
     Raises:
         UserError: there is no such set, or it cannot be reached.
@@ -126,6 +131,8 @@ def load(path: str, name: str | None) -> Mapping[str, Any]:
     import datasets  # it takes seconds, and few experiments need it
 
     try:
+        if streaming:
+            return datasets.load_dataset(path, name, streaming=True)
         if os.path.exists(os.path.join(path, "state.json")):
             return {"train": datasets.load_from_disk(path)}
         if os.path.exists(os.path.join(path, "dataset_dict.json")):

@@ -30,12 +30,11 @@ FRAGMENT = 0.45  # of a glyph's width and height, that a fragment shows
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LETTER_SIZE = 16  # px, to which a letter is reduced
 FONTS: dict[Split, tuple[str, ...]] = {
-    "train": tuple(
-        f"DejaVu{family}{style}"
-        for family in ("Sans", "SansMono")
-        for style in ("", "-Bold", "-Oblique", "-BoldOblique")
-    )
-    + ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
+    "train": (
+        *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
+        *(f"DejaVuSansMono{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
+        *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
+    ),
     "validation": ("DejaVuSerif", "DejaVuSerif-Bold"),
     "test": ("cmb10", "cmr10", "cmss10", "cmti10", "cmtt10"),
 }

@@ -335,6 +335,11 @@ def _constants(raw: Weights, weights: Weights, path: str) -> tuple[int, GeluAppr
     if "patch_embed.proj.weight" in raw:
         return heads, "none", 1e-6
     if "embedding.weight" in raw:
+        if dim % 64:  # a width of 96 may be one head or three: to guess would be wrong without a sign of it
+            raise UserError(
+                f"{path} does not say how many heads share its width of {dim}",
+                "name a checkpoint that a run of this version wrote, which says how its network is built",
+            )
         return heads, "tanh", LAYER_NORM_EPS
     config = Path(path).with_name("config.json")
     said = json.loads(config.read_text()) if config.is_file() else {}

@@ -12,6 +12,7 @@ from lightning_vl.data.image_augmentation import RandomResizedCrop as RandomResi
 from lightning_vl.data.module import DataModule, to_signed_unit_range
 from lightning_vl.data.source import ImageSource, Split
 from lightning_vl.data.stream import Batch, SeededDataset, TrainingLoader
+from lightning_vl.data.streamed import StreamedDataset, StreamedSource
 from lightning_vl.data.subset import balanced_subset
 from lightning_vl.errors import UserError
 
@@ -82,10 +83,47 @@ class TrainingImages:
         """
         place = int(self.indices[index])
         image = self.augmentation(read(self.source, "train", place), self.image_size, rng)
-        sample = {"image": image, "label": self.images[place].label, "id": self.images[place].id}
-        if self.mixed:
-            sample["mixing"] = int(rng.integers(2**32))
-        return sample
+        return training_sample(image, *self.images[place], rng, self.mixed)
+
+
+class StreamedTrainingImages(StreamedDataset):
+    """`TrainingImages` of a source that is read in order.
+
+    Args:
+        source: the images.
+        image_size: height and width for the network, px.
+        augmentation: what is done to an image.
+        mixed: whether batches will be mixed: each sample then brings a seed for it.
+    """
+
+    def __init__(
+        self, source: StreamedSource, image_size: int, augmentation: Augmentation, mixed: bool = False
+    ) -> None:
+        self.source = source
+        self.image_size = image_size
+        self.augmentation = augmentation
+        self.mixed = mixed
+
+    def __len__(self) -> int:
+        return self.source.length
+
+    def sample_in_order(self, seed: int, epoch: int, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """`image` (c, h, w), `label`, `id` and, where batches are mixed, `mixing`.
+
+        Raises:
+            CorruptSample: the image cannot be decoded.
+        """
+        (id, label), pixels = self.source.read_in_order(seed, epoch, index)
+        image = self.augmentation(torch.from_numpy(pixels).permute(2, 0, 1), self.image_size, rng)
+        return training_sample(image, id, label, rng, self.mixed)
+
+
+def training_sample(image: Tensor, id: str, label: int, rng: np.random.Generator, mixed: bool) -> dict[str, Any]:
+    """`image`, `label`, `id` and, where batches are mixed, `mixing`."""
+    sample = {"image": image, "label": label, "id": id}
+    if mixed:
+        sample["mixing"] = int(rng.integers(2**32))
+    return sample
 
 
 class EvaluationImages:
@@ -168,8 +206,16 @@ class ImageData(DataModule):
         self.train_images = train_images
         self.mixing = mixing
 
-    def dataset(self, split: Split) -> SeededDataset:
+    def dataset(self, split: Split) -> SeededDataset | StreamedDataset:
         """Augmented images for training, whole ones otherwise."""
+        if split == "train" and isinstance(self.source, StreamedSource):
+            if self.train_images is not None:
+                raise UserError(
+                    f"train_images is {self.train_images}, and a streamed set cannot be cut down to it",
+                    "leave data.init_args.train_images out, or take the set with HubImages",
+                )
+            mixed = self.mixing is not None
+            return StreamedTrainingImages(self.source, self.image_size, self.augmentation, mixed)
         if split == "train":
             return TrainingImages(
                 self.source,
