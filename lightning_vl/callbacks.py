@@ -33,6 +33,11 @@ class LastCheckpoint(Checkpoint):
         self.path = Path("last.ckpt")  # set by the command to the run's folder
         self.saved_step = 0
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """A run whose own criterion had ended its training does not train on when it is started again."""
+        if any(callback.wait_count >= callback.patience for callback in trainer.early_stopping_callbacks):
+            trainer.should_stop = True
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Saves when it is time, unless a validation comes first."""
         due = trainer.global_step - self.saved_step >= self.every_n_train_steps

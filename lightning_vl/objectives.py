@@ -18,7 +18,7 @@ def classification(
 
     Args:
         logits: (b, k).
-        labels: (b,) class indices.
+        labels: (b,) class indices, or (b, k) shares of the classes.
         smoothing: s.
         mixed_labels: (b,) class indices of the partners, when the inputs were mixed.
         weight: w, the share of the first input.

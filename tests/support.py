@@ -1,8 +1,10 @@
 """How tests start the command: a process of its own, without keys or a network."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,3 +118,57 @@ def write_video(path: Path, frames: int, size: tuple[int, int] = (48, 64), rate:
             image[8:16, left : left + 8] = 255
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
+
+
+def rows(folder: Path) -> dict[int, dict[str, float]]:
+    """Metrics by step, the later line holding, speeds left out."""
+    merged: dict[int, dict[str, float]] = {}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        merged.setdefault(row.pop("step"), {}).update(row)
+    speeds = ("train/samples_per_second", "train/data_wait")
+    return {step: {k: v for k, v in row.items() if k not in speeds} for step, row in merged.items()}
+
+
+def same(one: object, other: object, path: str = "") -> None:
+    """Asserts bit equality of nested tensors and values."""
+    import torch
+
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), path  # type: ignore[arg-type]
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), path  # type: ignore[attr-defined]
+        for key in one:
+            same(one[key], other[key], f"{path}.{key}")  # type: ignore[index]
+    elif isinstance(one, list | tuple):
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):  # type: ignore[call-overload]
+            same(a, b, f"{path}[{i}]")
+    else:
+        assert one == other, path
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Parameters, optimiser, schedule, position of the data and every logged value are equal."""
+    assert rows(one) == rows(other)
+    import torch
+
+    a, b = (torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (one, other))
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        same(a[key], b[key], key)
+    position = [c["loops"]["fit_loop"]["state_dict"]["combined_loader"] for c in (a, b)]
+    assert position[0] == position[1]
+    results = [json.loads((folder / "results.json").read_text()) for folder in (one, other)]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    assert results[0]["samples_seen"] == results[1]["samples_seen"]
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Waits until the metrics file has a step."""
+    path = folder / "metrics.jsonl"
+    end = time.monotonic() + 600  # of a machine that is busy with other things
+    while time.monotonic() < end:
+        if path.exists() and any(json.loads(line)["step"] >= step for line in path.read_text().splitlines()[:-1]):
+            return
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached")

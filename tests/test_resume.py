@@ -1,17 +1,15 @@
 """A run that is stopped and goes on is the run that was never stopped: RELIABILITY of training, bit for bit."""
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from support import ROOT, TINY, Command, command_line, environment
+from support import ROOT, TINY, Command, assert_same_run, command_line, environment, same, wait_for_step
 
 EXPERIMENT = "experiments/vivit_fact_encoder.yaml"
 STEPS = 40  # enough that a signal arrives while there is something left to do
@@ -27,44 +25,6 @@ SHORT = (
 )
 
 
-def rows(folder: Path) -> dict[int, dict[str, float]]:
-    """Metrics by step, the later line holding, speeds left out."""
-    merged: dict[int, dict[str, float]] = {}
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        merged.setdefault(row.pop("step"), {}).update(row)
-    speeds = ("train/samples_per_second", "train/data_wait")
-    return {step: {k: v for k, v in row.items() if k not in speeds} for step, row in merged.items()}
-
-
-def same(one: object, other: object, path: str = "") -> None:
-    """Asserts bit equality of nested tensors and values."""
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), path  # type: ignore[arg-type]
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), path  # type: ignore[attr-defined]
-        for key in one:
-            same(one[key], other[key], f"{path}.{key}")  # type: ignore[index]
-    elif isinstance(one, list | tuple):
-        for i, (a, b) in enumerate(zip(one, other, strict=True)):  # type: ignore[call-overload]
-            same(a, b, f"{path}[{i}]")
-    else:
-        assert one == other, path
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Parameters, optimiser, schedule, position of the data and every logged value are equal."""
-    assert rows(one) == rows(other)
-    a, b = (torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (one, other))
-    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
-        same(a[key], b[key], key)
-    position = [c["loops"]["fit_loop"]["state_dict"]["combined_loader"] for c in (a, b)]
-    assert position[0] == position[1]
-    results = [json.loads((folder / "results.json").read_text()) for folder in (one, other)]
-    assert results[0]["metrics"] == results[1]["metrics"]
-    assert results[0]["samples_seen"] == results[1]["samples_seen"]
-
-
 def start(folder: Path, run_id: str, *extra: str) -> subprocess.Popen[str]:
     """Starts a run in the background."""
     return subprocess.Popen(
@@ -76,18 +36,6 @@ def start(folder: Path, run_id: str, *extra: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
-
-
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
-    """Waits until the metrics file has a step."""
-    path = folder / "metrics.jsonl"
-    end = time.monotonic() + 600  # of a machine that is busy with other things
-    while time.monotonic() < end:
-        if path.exists() and any(json.loads(line)["step"] >= step for line in path.read_text().splitlines()[:-1]):
-            return
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} was not reached")
 
 
 def go(command: Command, folder: Path, run_id: str, *extra: str) -> subprocess.CompletedProcess[str]:
