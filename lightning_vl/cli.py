@@ -31,7 +31,6 @@ import lightning_vl.data.datasets.hub_images
 import lightning_vl.data.datasets.idx_images
 import lightning_vl.data.datasets.image_folder
 import lightning_vl.data.datasets.image_shards
-import lightning_vl.data.datasets.in_memory
 import lightning_vl.data.datasets.kinetics
 import lightning_vl.data.datasets.labelled_videos
 import lightning_vl.data.datasets.something_something
@@ -44,10 +43,11 @@ import lightning_vl.papers.vit.task
 import lightning_vl.papers.vivit.task  # noqa: F401
 from lightning_vl.callbacks import LastCheckpoint, Progress, StopOnSignal, Throughput
 from lightning_vl.checkpoints import WholeCheckpoints, last_complete
+from lightning_vl.data.datasets.in_memory import InMemory
 from lightning_vl.data.module import DataModule
 from lightning_vl.errors import UserError
 from lightning_vl.evaluation.examples import Examples
-from lightning_vl.evaluation.transfer import TransferTask, run_all
+from lightning_vl.evaluation.transfer import TransferTask, check_tasks, run_all
 from lightning_vl.loggers import METRICS, MetricsFile, WandbRun, choose_wandb_mode, last_validation
 from lightning_vl.run import (
     CONFIG,
@@ -287,6 +287,7 @@ class Bench(LightningCLI):
             say(f"{self.folder} is finished: {self.folder / RESULTS}; a new run needs another --run.id")
             return
         datamodule.setup("fit")  # what is wrong with the data is said before a folder is made
+        check_tasks(model.net, self._get(self.config_init, "transfer"))
         self._keep_config()
         self._log_configuration()
         if ckpt_path is None and (ckpt_path := self._resume_from()):
@@ -378,6 +379,8 @@ class Bench(LightningCLI):
         metrics = {name: value for name, value in metrics.items() if name != "step" and not name.startswith("train/")}
         expected = [entry.judge(metrics) for entry in self._get(self.config_init, "expected")]
         cost = static_cost(self.model.net)
+        source = self.datamodule.source
+        source = source.source if isinstance(source, InMemory) else source
         device = self.trainer.strategy.root_device
         results = {
             "schema": 1,
@@ -390,7 +393,7 @@ class Bench(LightningCLI):
             "expected": expected,
             "model": {"parameters": cost.parameters, "gmacs": cost.gmacs, "gflops": cost.gflops},
             "data": {
-                "name": type(self.datamodule.source).__name__,
+                "name": type(source).__name__,
                 **{split: len(dataset) for split, dataset in self.datamodule.datasets.items()},
                 "skipped": [report for reports in self.datamodule.skipped.values() for report in reports],
             },
@@ -423,6 +426,7 @@ HOW = (
     "run",
     "expected",
     "checkpoint_last",
+    "transfer",  # is measured after training, which it cannot change
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",

@@ -142,6 +142,8 @@ def timm_policy(policy: str, size: int) -> Callable[[Image.Image], Image.Image]:
 class MixupCutMix:
     """Mixes each image of a batch with its partner in the reversed batch, by timm: mixup or CutMix, drawn for the batch.
 
+    It is drawn for each device's micro-batch: where batches are mixed, devices and accumulation change which images meet.
+
     Args:
         mixup_alpha: mixup's Beta(alpha, alpha); 0 for CutMix alone.
         cutmix_alpha: CutMix's Beta(alpha, alpha); 0 for mixup alone. With both, each batch gets one of them, as likely

@@ -86,6 +86,10 @@ class FewShot(Protocol):
             accuracy[f"{shots}_shot"] = sum(right) / len(right)
         return accuracy
 
+    def check(self, images: TaskImages) -> None:
+        """See `Protocol`."""
+        self._draw(images)
+
     def _draw(self, images: TaskImages) -> np.ndarray:
         """Indices into the training split, (draws, k, most shots)."""
         labels, most = images.labels("train"), max(self.shots)

@@ -70,6 +70,18 @@ class FineTune(Protocol):
             ) from error
         return {"fine_tune": images.top1(tuned, "test")}
 
+    def check(self, images: TaskImages) -> None:
+        """See `Protocol`."""
+        chooses = len(self.learning_rates) > 1
+        self._check(images, images.places("train") if chooses else images.places("train", "validation"))
+
+    def _check(self, images: TaskImages, places: Sequence[Place]) -> None:
+        if self.batch_size > len(places):
+            raise UserError(
+                f"a step of fine-tuning on {images.name} takes {self.batch_size} images of {len(places)}",
+                f"lower FineTune's batch_size to {len(places)} or less",
+            )
+
     def _validate(self, net: nn.Module, images: TaskImages, rate: float, seed: int) -> float:
         try:
             tuned = self.train(net, images, images.places("train"), rate, seed)
@@ -84,15 +96,11 @@ class FineTune(Protocol):
             UserError: a step takes more images than there are.
             FloatingPointError: the loss is not finite.
         """
-        if self.batch_size > len(places):
-            raise UserError(
-                f"a step of fine-tuning on {images.name} takes {self.batch_size} images of {len(places)}",
-                f"lower FineTune's batch_size to {len(places)} or less",
-            )
+        self._check(images, places)
         torch.manual_seed(seed)  # dropout; the order of samples has the seed of its own
         net = deepcopy(net)
         net.reset_head(len(images.class_names))  # type: ignore[operator]
-        net = net.to(images.device).requires_grad_().train()
+        net = net.to(images.device).train()
         optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=MOMENTUM)
         steps = images.steps(places, self.batch_size, self.steps, seed, self.augmentation)
         with torch.enable_grad():

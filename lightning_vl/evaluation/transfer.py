@@ -19,7 +19,7 @@ from lightning_vl.evaluation.fine_tune import FineTune
 from lightning_vl.evaluation.transfer_task import Protocol, TaskImages, TransferTask
 from lightning_vl.terminal import say
 
-__all__ = ["FewShot", "FineTune", "LinearProbe", "Protocol", "TransferTask", "means", "run", "run_all"]
+__all__ = ["FewShot", "FineTune", "LinearProbe", "Protocol", "TransferTask", "check_tasks", "means", "run", "run_all"]
 
 
 def run(net: nn.Module, task: TransferTask, seed: int, device: torch.device) -> dict[str, float]:
@@ -42,7 +42,7 @@ def run(net: nn.Module, task: TransferTask, seed: int, device: torch.device) -> 
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         images = TaskImages(task, net.image_size, device)  # type: ignore[arg-type]
-        frozen = deepcopy(net).to(device).eval()
+        frozen = deepcopy(net).float().to(device).eval()  # batches are float32
         found: dict[str, float] = {}
         for protocol in task.protocols:
             found.update(protocol.evaluate(frozen, images, seed))
@@ -60,13 +60,36 @@ def run_all(net: nn.Module, tasks: Sequence[TransferTask], seed: int, device: to
     Raises:
         UserError: two tasks have one name, or see `run`.
     """
-    names = [task.name for task in tasks]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"two transfer tasks are called {twice[0]}", "give each its own name under transfer")
+    check_names(tasks)
     metrics: dict[str, float] = {}
     for task in tasks:
         metrics.update(run(net, task, seed, device))
     return {**metrics, **means(metrics)}
+
+
+def check_tasks(net: nn.Module, tasks: Sequence[TransferTask]) -> None:
+    """Finds before training what can be wrong with its transfer tasks: names, images, too few of them.
+
+    Raises:
+        UserError: something is.
+    """
+    check_names(tasks)
+    if tasks and not hasattr(net, "reset_head"):
+        raise UserError(
+            f"transfer is of image classifiers, and the network is a {type(net).__name__}",
+            "leave transfer out, or train a ViT or a BiT",
+        )
+    for task in tasks:
+        images = TaskImages(task, net.image_size, torch.device("cpu"))  # type: ignore[arg-type]
+        for protocol in task.protocols:
+            protocol.check(images)
+
+
+def check_names(tasks: Sequence[TransferTask]) -> None:
+    """Each task has a name of its own."""
+    names = [task.name for task in tasks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"two transfer tasks are called {twice[0]}", "give each its own name under transfer")
 
 
 def means(metrics: Mapping[str, float]) -> dict[str, float]:

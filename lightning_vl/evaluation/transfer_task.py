@@ -45,6 +45,14 @@ class Features(NamedTuple):
 class Protocol(ABC):
     """A way to measure transfer."""
 
+    def check(self, images: "TaskImages") -> None:
+        """Finds, before anything is computed, that a task has too few images for this.
+
+        Raises:
+            UserError: it has.
+        """
+        return
+
     @abstractmethod
     def evaluate(self, net: nn.Module, images: "TaskImages", seed: int) -> dict[str, float]:
         """Shares of the test split that are classified right, by name.

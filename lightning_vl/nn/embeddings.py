@@ -56,6 +56,8 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, image_size: int, patch_size: int, dim: int, stem: Stem | None = None) -> None:
         super().__init__()
+        if stem is not None and image_size % stem.stride:
+            raise ValueError(f"an image of {image_size} pixels is no multiple of the stem's stride {stem.stride}")
         size, channels = (image_size, 3) if stem is None else (image_size // stem.stride, stem.channels)
         if patch_size > size:
             raise ValueError(f"a patch of {patch_size} pixels does not fit into an image of {size}")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -200,11 +201,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--price-per-core-hour",
-        type=float,
+        type=_price,
         metavar="X",
-        help="dollars, for the training costs of a sweep file with core_days (default: that file's)",
+        help="dollars, half of a TPUv3 chip's; for a sweep file with core_days (default: that file's)",
     )
     return parser
+
+
+def _price(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError
+    return value
 
 
 def _controls(

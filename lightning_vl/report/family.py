@@ -209,6 +209,7 @@ def quick_sweep(sweep: Sweep) -> Sweep:
         seeds=quick.seeds,
         over=over,
         overrides=[*sweep.overrides, *quick.overrides],
+        compute_budget=None,  # shorter runs have spent less: the least of theirs
     )
 
 

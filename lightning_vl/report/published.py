@@ -193,9 +193,8 @@ def _commands_of(sweep: Sweep) -> dict[tuple[str, str], str]:
     """Experiment and id of a sweep's runs to the command that makes one, without seed and id."""
     commands = {}
     for task in tasks(sweep):
-        verb, option, file, _, _, _, _, *overrides = task.arguments
-        words = ["python", "-m", "lightning_vl", verb, option, file, *overrides]
-        commands[task.experiment, task.folder.name] = shlex.join(words)
+        overrides = shlex.join(task.arguments[7:])  # after fit -c FILE --seed_everything SEED --run.id ID
+        commands[task.experiment, task.folder.name] = f"{_command_of(task.experiment)} {overrides}".strip()
     return commands
 
 

@@ -100,10 +100,10 @@ def main(argv: Sequence[str]) -> int:
     if arguments.quick:
         sweep = quick_sweep(sweep)
     check_family(sweep.experiments, sweep.differ_only_in)
-    todo, done = _split(sweep, tasks(sweep))
     if arguments.report:
         _report(sweep, [])
         return 0
+    todo, done = _split(sweep, tasks(sweep))
     if arguments.dry_run:
         _print_plan(sweep, todo, done)
         return 0

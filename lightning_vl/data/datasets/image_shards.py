@@ -161,6 +161,10 @@ class ImageShards(ImageSource):
             elif suffix == "json":
                 labels.setdefault(key, self._label(shard, name, member))
             elif f".{suffix.lower()}".endswith(IMAGE_SUFFIXES):
+                if key in images:
+                    raise UserError(
+                        f"{shard} has two images of one key: {images[key][0]} and {name}", "keep one image a key"
+                    )
                 images[key] = (name, member)
         if not images:
             raise UserError(

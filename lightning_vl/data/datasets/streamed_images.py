@@ -1,5 +1,6 @@
 """Image sets of the hub, or parquet files, that are read as they come and never kept on disk."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -110,8 +111,11 @@ class StreamedHubImages(StreamedSource):
                 raise CorruptSample(f"train/{index}", f"the split ends after {count} images, train_images says more")
             self.last = row
         cell, label = self.last[1][self.image_column][0], self.last[1][self.label_column][0]
-        id = f"train/epoch {epoch} image {index}"
-        (label_index,) = class_indices(f"{self.path}, split {self.splits['train']}", [label], self.class_names)
+        id = f"train/{_name(cell)}"
+        try:
+            (label_index,) = class_indices(f"{self.path}, split {self.splits['train']}", [label], self.class_names)
+        except UserError as error:  # an error of two lines does not travel from a worker to its parent
+            raise CorruptSample(id, error.what) from error
         return LabelledImage(id, label_index), decode_cell(cell, id)
 
     @cached_property
@@ -131,7 +135,20 @@ class StreamedHubImages(StreamedSource):
     def _tables(self) -> dict[Split, Any]:
         """A `datasets.IterableDataset` for each split."""
         found = load(self.path, self.name, streaming=True)
+        known = getattr(found.get(self.splits["train"]), "info", None)
+        split = (getattr(known, "splits", None) or {}).get(self.splits["train"])
+        if split is not None and 0 < split.num_examples < self.train_images:
+            raise UserError(
+                f"{self.path} has {split.num_examples} training images, train_images is {self.train_images}",
+                f"give the source train_images {split.num_examples}",
+            )
         return {
             split: encoded(nearest(self.path, "split", name, found), self.path, self.image_column, self.label_column)
             for split, name in self.splits.items()
         }
+
+
+def _name(cell: Any) -> str:
+    """What an image is called, the same in every epoch: its file, or a sum over its bytes."""
+    cell = cell if isinstance(cell, dict) else {"bytes": cell}
+    return cell.get("path") or f"{zlib.crc32(cell.get('bytes') or b''):08x}"

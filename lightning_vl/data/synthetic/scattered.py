@@ -67,6 +67,11 @@ class Scattered(ImageSource):
         noise: float = 0.05,
         seed: int = 0,
     ) -> None:
+        if min(train_images, validation_images, test_images, size) < 1:
+            raise UserError(
+                f"{type(self).__name__} is to have {train_images}, {validation_images} and {test_images} images of {size} px",
+                "give each split 1 image or more, and images 1 px or more",
+            )
         if not 0 < scale[0] <= scale[1] <= 1:
             raise UserError(f"scale is {scale}", "give shares of the image's height: 0 < least <= greatest <= 1")
         self.lengths: dict[Split, int] = {"train": train_images, "validation": validation_images, "test": test_images}
@@ -104,7 +109,7 @@ class Scattered(ImageSource):
         labels = (block * BLOCK + np.arange(BLOCK)) % len(glyphs)
         shown = torch.from_numpy(starts[labels] + np.floor(rng.random(BLOCK) * np.diff(starts)[labels]).astype(int))
         height = rng.uniform(*self.scale, BLOCK)
-        place = rng.uniform(-1, 1, (BLOCK, 2)) * (1 - height)[:, None]  # the whole glyph lies within the canvas
+        place = rng.uniform(-1, 1, (BLOCK, 2)) * (1 - height)[:, None]  # within the canvas but for what turning adds
         angle = rng.uniform(-self.angle, self.angle, BLOCK)
         ink = _tensor(rng.uniform(0.55, 1.0, BLOCK))
         canvas = _place(every[shown], place, height, angle, self.size) * ink.view(-1, 1, 1)

@@ -57,8 +57,10 @@ class BiT(ImageClassifier):
             conv_layer=convolution,
         )
         if small_images:
+            theirs = trunk.stem.get_submodule("conv")
+            assert isinstance(theirs, nn.Conv2d)
             trunk.stem = nn.Sequential()
-            trunk.stem.add_module("conv", convolution(3, stem_channels * width, 3))
+            trunk.stem.add_module("conv", convolution(3, theirs.out_channels, 3))  # timm rounds the number
         super().__init__(image_size, trunk.num_features)
         self.trunk = trunk
         self.head = zero_head(self.feature_dim, classes)

@@ -332,17 +332,24 @@ def _constants(raw: Weights, weights: Weights, path: str) -> tuple[int, GeluAppr
     queries = [tensor for key, tensor in raw.items() if key.endswith("/query/kernel")]
     if queries:
         return queries[0].shape[1], "tanh", LAYER_NORM_EPS
+    config = Path(path).with_name("config.json")
+    if (dim % 64 or dim > 1280) and not (config.is_file() and any("embeddings." in key for key in raw)):
+        # a width of 96 may be one head or three: to guess would be wrong without a sign of it
+        raise UserError(
+            f"{path} does not say how many heads share its width of {dim}",
+            "name a checkpoint that a run of this version wrote, which says how its network is built",
+        )
     if "patch_embed.proj.weight" in raw:
         return heads, "none", 1e-6
     if "embedding.weight" in raw:
-        if dim % 64:  # a width of 96 may be one head or three: to guess would be wrong without a sign of it
-            raise UserError(
-                f"{path} does not say how many heads share its width of {dim}",
-                "name a checkpoint that a run of this version wrote, which says how its network is built",
-            )
         return heads, "tanh", LAYER_NORM_EPS
-    config = Path(path).with_name("config.json")
-    said = json.loads(config.read_text()) if config.is_file() else {}
+    try:
+        said = json.loads(config.read_text()) if config.is_file() else {}
+        known = said.get("hidden_act", "gelu") == "gelu"
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{config} is no configuration of transformers: {error}", "fetch it anew") from error
+    if not known:
+        raise UserError(f"{config} has the activation {said['hidden_act']}", "load_vit reads ViTs with gelu")
     return said.get("num_attention_heads", heads), "none", said.get("layer_norm_eps", 1e-12)
 
 

@@ -78,7 +78,9 @@ class ViTTask(Task):
 
     def losses(self, batch: Batch, outputs: ViTOutput) -> dict[str, Tensor]:
         """`classification`, nats."""
-        return {"classification": classification(outputs.logits, batch["target"] if "target" in batch else batch["label"])}
+        return {
+            "classification": classification(outputs.logits, batch["target"] if "target" in batch else batch["label"])
+        }
 
     def predictions(self, batch: Batch, outputs: ViTOutput) -> list[dict[str, Any]]:
         """For each image its id and the five likeliest classes with probabilities."""

@@ -2,10 +2,8 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isqrt
 from typing import Literal
 
 import torch
@@ -26,34 +24,16 @@ TEMPORAL = re.compile(r"temporal_|blocks\.\d+\.(attention|norm)_time\.")
 
 
 @dataclass
-class Report:
-    """What became of every weight, by the names of the network (of the file, for those dropped).
+class Report(vit.Report):
+    """What became of every weight; what an image's becomes for a video beside it.
 
     Attributes:
-        path: the file.
-        loaded: taken as they are.
         inflated: filters of an image made filters of tubelets.
-        tiled: positions repeated for every time.
-        resized: positions interpolated for another grid; they may be tiled as well.
-        fresh: of the network, left as it was built.
-        dropped: of the file, not used.
+        tiled: positions repeated for every time; they may be resized as well.
     """
 
-    path: str
-    loaded: list[str] = field(default_factory=list)
     inflated: list[str] = field(default_factory=list)
     tiled: list[str] = field(default_factory=list)
-    resized: list[str] = field(default_factory=list)
-    fresh: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        lines = [f"started from {self.path}"]
-        for what in ("loaded", "inflated", "tiled", "resized", "fresh", "dropped"):
-            groups = Counter(_group(name) for name in getattr(self, what))
-            if groups:
-                lines.append(f"  {what:9}" + ", ".join(g if n == 1 else f"{g} ({n})" for g, n in groups.items()))
-        return "\n".join(lines)
 
 
 class Initialisation(ABC):
@@ -147,7 +127,7 @@ class ImageInitialisation(Initialisation):
         """The image's positions for the net: resized, tiled, with the class token's row where the net has one."""
         name = image_name(net, "positions")
         times, rows, columns = net.embedding.grid
-        side = _side(positions.shape[1] - class_row, self.path)
+        side = vit.square_side(positions.shape[1] - class_row, self.path)
         if (side, side) != (rows, columns):
             positions = resize_positions(positions, (side, side), (rows, columns))
             report.resized.append(name)
@@ -207,7 +187,7 @@ class VideoInitialisation(Initialisation):
                 f"{self.path} has positions of {patches.shape[1]} tokens, which are not {times} times of as many",
                 "start from a ViViT with as many frames and the same tubelet",
             )
-        side = _side(patches.shape[1] // times, self.path)
+        side = vit.square_side(patches.shape[1] // times, self.path)
         resized = [resize_positions(one, (side, side), (rows, columns)) for one in patches.chunk(times, dim=1)]
         return torch.cat([row, *resized], dim=1)
 
@@ -250,19 +230,3 @@ def from_transformers(weights: Mapping[str, Tensor]) -> Weights:
 def to_transformers(weights: Mapping[str, Tensor]) -> Weights:
     """:class:`SpatioTemporal`'s state dict in the names of transformers' files: the inverse, bit for bit."""
     return vit.to_transformers(weights, prefix="vivit.")
-
-
-def _side(patches: int, path: str) -> int:
-    """Rows, and columns, of a square of patches."""
-    side = isqrt(patches)
-    if side**2 != patches:
-        raise UserError(
-            f"{path} has positions of {patches} patches, which are no square grid",
-            "start from a model that was trained on square images with the same number of times",
-        )
-    return side
-
-
-def _group(name: str) -> str:
-    """A name without its block's number and the parts of a module: ``encoder.blocks.*.attention``."""
-    return re.sub(r"blocks\.\d+\.(\w+).*", r"blocks.*.\1", name)
