@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every GPU figure in one go, into results/gpu_<device>.json. Arguments go to benchmarks/vivit.py: a trial without a GPU is
+# Every GPU figure in one go, into results/gpu_<device>.json (ViViT) and results/gpu_vit_<device>.json (ViT over timm). Arguments
+# go to both: a trial without a GPU is
 #   benchmarks/gpu.sh --device cpu --size tiny --precision fp32
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,4 +8,7 @@ name=$(python -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda
 mkdir -p results
 out="results/gpu_${name//[^A-Za-z0-9]/_}.json"
 python benchmarks/vivit.py --device cuda --size paper --precision bf16 --parts peers loop models --json "$@" >"$out"
+echo "$out"
+out="results/gpu_vit_${name//[^A-Za-z0-9]/_}.json"
+python benchmarks/vit.py --device cuda --size base --json "$@" >"$out"
 echo "$out"

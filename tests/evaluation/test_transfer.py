@@ -24,8 +24,19 @@ from lightning_vl.data.image_augmentation import Augmentation, RandomResizedCrop
 from lightning_vl.data.source import ImageSource, LabelledImage, Split
 from lightning_vl.errors import CorruptSample, UserError
 from lightning_vl.evaluation.few_shot import L2, Standardised, ridge
-from lightning_vl.evaluation.transfer import FewShot, FineTune, LinearProbe, Protocol, TransferTask, means, run, run_all
+from lightning_vl.evaluation.transfer import (
+    FewShot,
+    FineTune,
+    LinearProbe,
+    Protocol,
+    TransferTask,
+    check_tasks,
+    means,
+    run,
+    run_all,
+)
 from lightning_vl.evaluation.transfer_task import TaskImages
+from lightning_vl.nn.positions import SinCosPositions
 from lightning_vl.papers.vit.model import ViT
 
 CPU = torch.device("cpu")
@@ -457,3 +468,23 @@ def test_vtab_is_the_papers_protocol() -> None:
         (protocol,) = task.protocols
         assert isinstance(protocol, FineTune)
         assert (protocol.steps, protocol.learning_rates, protocol.batch_size) == (2500, (0.01,), 512)
+
+
+def test_mistakes_in_tasks_are_found_before_training() -> None:
+    """Breaks if a run of hours could end without a record because a transfer task cannot be had."""
+    few = [FineTune(steps=1, learning_rates=(0.1,), batch_size=10_000), FewShot(shots=(10_000,))]
+    for protocol in few:
+        with pytest.raises(UserError, match="images"):
+            check_tasks(make_net(), [TransferTask("few", make_images()._task.source, [protocol])])
+    with pytest.raises(UserError, match="Linear"):
+        check_tasks(torch.nn.Linear(1, 1), [TransferTask("few", make_images()._task.source, [FewShot()])])
+
+
+def test_fine_tuning_leaves_fixed_positions_alone() -> None:
+    """Breaks if fine-tuning trained what the network says is fixed."""
+    images = make_images()
+    net = ViT(images._image_size, 4, 16, 1, 2, 32, classes=3, positions=SinCosPositions())
+    tuner = FineTune(steps=2, learning_rates=(0.1,), batch_size=4)
+    tuned = tuner.train(net, images, images.places("train"), 0.1, seed=0)
+    assert torch.equal(tuned.positions, net.positions)
+    assert not torch.equal(tuned.embedding.weight, net.embedding.weight)

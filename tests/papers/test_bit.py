@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lightning_vl.papers.vit.bit import BiT, ResNetStem
+from lightning_vl.papers.vit.model import ViT
 
 
 def small(classes: int = 4, image_size: int = 32) -> BiT:
@@ -117,3 +118,11 @@ def test_a_stem_gives_the_feature_map_it_says() -> None:
     assert (stem.channels, stem.stride) == (512, 8)
     with torch.no_grad():
         assert stem(torch.randn(1, 3, 32, 32)).shape == (1, 512, 4, 4)
+
+
+def test_sizes_that_do_not_fit_are_mended_or_refused() -> None:
+    """Breaks if a stem of a width that timm rounds, or an image that is no multiple of a hybrid's stride, failed in training."""
+    net = BiT(16, [1], 3, channels=[16], stem_channels=20, small_images=True, groups=8)
+    assert net(*net.example_inputs(1)).logits.shape == (1, 3)
+    with pytest.raises(ValueError, match="stride"):
+        ViT(40, 1, 32, 1, 2, 64, 3, stem=ResNetStem((1, 1, 1)))

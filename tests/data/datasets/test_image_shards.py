@@ -236,3 +236,10 @@ def test_reading_shares_nothing_between_processes(root: Path) -> None:
     for names, numbers in DataLoader(Pixels(), batch_size=3, num_workers=2):  # type: ignore[arg-type]
         assert [int(Path(name).stem) for name in names] == numbers.tolist()
     assert np.array(source.read("train", 0)).shape == (3, 4, 3)
+
+
+def test_two_images_of_one_key_are_refused(root: Path) -> None:
+    """Breaks if a mask beside an image took its place without a word."""
+    write_shard(root / "train-two.tar", {"7.png": picture(7), "7.seg.png": picture(8), "7.cls": b"0"})
+    with pytest.raises(UserError, match="two images of one key"):
+        ImageShards(str(root)).images("train")

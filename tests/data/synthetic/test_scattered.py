@@ -99,3 +99,9 @@ def test_a_wrong_scale_is_refused() -> None:
     """Breaks if a glyph larger than the image were drawn without a word."""
     with pytest.raises(UserError, match="scale"):
         ScatteredDigits(scale=(0.5, 1.5))
+
+
+def test_a_split_without_images_is_refused() -> None:
+    """Breaks if a length of nought ended in a traceback."""
+    with pytest.raises(UserError, match="0"):
+        ScatteredDigits(train_images=0)
