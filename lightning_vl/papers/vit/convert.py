@@ -405,10 +405,11 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"started from {self.path}"]
-        for what in fields(self)[1:]:
-            groups = Counter(_group(name) for name in getattr(self, what.name))
+        # a video's report has more fields, and what was not taken comes last
+        for what in sorted((item.name for item in fields(self)[1:]), key=("fresh", "dropped").__contains__):
+            groups = Counter(_group(name) for name in getattr(self, what))
             if groups:
-                lines.append(f"  {what.name:9}" + ", ".join(g if n == 1 else f"{g} ({n})" for g, n in groups.items()))
+                lines.append(f"  {what:9}" + ", ".join(g if n == 1 else f"{g} ({n})" for g, n in groups.items()))
         return "\n".join(lines)
 
 
