@@ -211,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
 def _price(text: str) -> float:
     value = float(text)
     if not 0 <= value < math.inf:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text} is no price: give dollars, 0 or more")
     return value
 
 

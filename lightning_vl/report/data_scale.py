@@ -299,30 +299,34 @@ def _crossing_lines(sweep: Sweep, panel: Panel) -> list[str]:
         if len(values) < 2:
             lines.append(start + f"{len(values)} value{'s' * (len(values) != 1)} in common, nothing to say yet")
             continue
-        lines.append(start + _gap(sweep, panel, (first, second), values))
+        lines.append(start + _gap(panel, (first, second), values))
     return lines
 
 
-def _gap(sweep: Sweep, panel: Panel, pair: tuple[str, str], values: Sequence[int]) -> str:
+def _gap(panel: Panel, pair: tuple[str, str], values: Sequence[int]) -> str:
     """One line on a pair: where the first overtakes, or how the gap goes."""
     scale, unit = (100, " points") if is_share(panel.metric) else (1, "")
     one, other = panel.curves[pair[0]], panel.curves[pair[1]]
     differences = [scale * (one[value].summary.mean - other[value].summary.mean) for value in values]
-    found = crossings(values, differences)
-    slope = slope_per_doubling(values, differences)
-    gap = (
-        f"the gap goes from {differences[0]:+.1f} at {values[0]} to {differences[-1]:+.1f}{unit} at {values[-1]}, "
-        f"{slope:+.1f} a doubling"
-    )
     hollow = sum(cell.incomplete for curve in (one, other) for value, cell in curve.items() if value in values)
     doubt = f" ({hollow} of the runs had not converged)" if hollow and panel.reading == "as trained" else ""
+    widest = differences.index(min(differences))
+    last = len(values) - 1
+    ends = f"from {differences[0]:+.1f} at {values[0]}"
+    if 0 < widest < last:
+        ends += f", widest {differences[widest]:+.1f} at {values[widest]},"
+    gap = f"the gap goes {ends} to {differences[-1]:+.1f}{unit} at {values[-1]}"
+    if differences[-1] < 0:
+        # what comes before the widest gap (both at chance, say) does not speak of catching up
+        slope = slope_per_doubling(values[widest:], differences[widest:]) if widest < last else 0.0
+        gap += f", {slope:+.1f} a doubling: closing" if slope > 0 else ": not closing"
+    found = crossings(values, differences)
     if not found:
-        if differences[0] >= 0:
-            return f"ahead from {values[0]} on; {gap}{doubt}"
-        closing = "closing" if slope > 0 else "not closing"
-        return f"no crossing up to {values[-1]}; {gap}: {closing}{doubt}"
+        start = f"ahead from {values[0]} on" if differences[0] >= 0 else f"no crossing up to {values[-1]}"
+        return f"{start}; {gap}{doubt}"
     turns = ", ".join(f"{'overtakes' if up else 'falls behind'} at {_rounded(value)}" for value, up in found)
-    return f"{turns} ({_per_seed(panel, pair, values)}); {gap}{doubt}"
+    seeds = f" ({_per_seed(panel, pair, values)})" if any(up for _, up in found) else ""
+    return f"{turns}{seeds}; {gap}{doubt}"
 
 
 def _per_seed(panel: Panel, pair: tuple[str, str], values: Sequence[int]) -> str:
@@ -463,7 +467,7 @@ def as_markdown(scale: DataScale) -> str:
         lines += ["", "### Crossings", "", *[f"- {line}" for line in scale.crossings]]
         lines += [
             "",
-            "Between two sizes: linear in the logarithm of the size. A doubling: least squares over all sizes.",
+            "Between two sizes: linear in the logarithm of the size. A doubling: least squares from the widest gap on.",
         ]
     if scale.warnings:
         lines += ["", *[f"- Warning: {warning}" for warning in scale.warnings]]

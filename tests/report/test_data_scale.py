@@ -11,9 +11,19 @@ import yaml
 
 from lightning_vl.__main__ import main
 from lightning_vl.errors import UserError
-from lightning_vl.report.data_scale import as_markdown, crossings, read, slope_per_doubling, write
+from lightning_vl.report.data_scale import (
+    Cell,
+    Panel,
+    _gap,
+    as_markdown,
+    crossings,
+    read,
+    slope_per_doubling,
+    write,
+)
 from lightning_vl.report.family import Sweep, quick_sweep, read_sweep
 from lightning_vl.report.results import Run, find_runs
+from lightning_vl.report.table import summarise
 
 MakeRun = Callable[..., Path]
 
@@ -114,6 +124,20 @@ def test_lines_say_where_and_whether_the_curves_cross(sweep_file: Path, make_run
     assert "ViT-Ti against ResNet: overtakes at 15000 (seed 0: 15000, seed 1: 15000, seed 2: 15000)" in crossed
     assert "no crossing up to 131072; the gap goes from -50.0 at 512 to -7.0 points at 131072" in apart
     assert apart.endswith(": closing")
+
+
+def test_a_gap_that_opened_first_may_still_close() -> None:
+    """Breaks if sizes at which both are at chance hide that the gap closes, or a gap that only opens is said to close."""
+    sizes = {"one": [10, 40, 60, 85], "other": [10, 90, 93, 94], "worse": [10, 30, 25, 20]}
+    values = [128, 1024, 8192, 65536]
+    curves = {
+        name: {v: Cell(summarise([share / 100]), 0) for v, share in zip(values, shares, strict=True)}
+        for name, shares in sizes.items()
+    }
+    panel = Panel("as trained", "test/top1", "test/top1", curves, [])
+    closing = _gap(panel, ("one", "other"), values)
+    assert "from +0.0 at 128, widest -50.0 at 1024, to -9.0 points at 65536, +6.8 a doubling: closing" in closing
+    assert _gap(panel, ("worse", "other"), values).endswith("to -74.0 points at 65536: not closing")
 
 
 def test_a_run_that_hit_the_cap_is_marked(sweep_file: Path, make_run: MakeRun) -> None:
