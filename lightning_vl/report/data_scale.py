@@ -319,7 +319,7 @@ def _gap(panel: Panel, pair: tuple[str, str], values: Sequence[int]) -> str:
     if differences[-1] < 0:
         # what comes before the widest gap (both at chance, say) does not speak of catching up
         slope = slope_per_doubling(values[widest:], differences[widest:]) if widest < last else 0.0
-        gap += f", {slope:+.1f} a doubling: closing" if slope > 0 else ": not closing"
+        gap += f", {slope:+.1f} a doubling: closing" if round(slope, 1) > 0 else ": not closing"
     found = crossings(values, differences)
     if not found:
         start = f"ahead from {values[0]} on" if differences[0] >= 0 else f"no crossing up to {values[-1]}"
