@@ -1,10 +1,11 @@
-"""Multi-head self-attention."""
+"""Multi-head attention: within a sequence, and from one sequence to another."""
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from lightning_vl.nn.initialisation import init_linear, init_query_key_value, learned_positions
+from lightning_vl.nn.packing import Packing
 
 
 class Attention(nn.Module):
@@ -72,3 +73,51 @@ class RelativeAttention(Attention):
         offset = places - places[:, None] + n - 1  # (n, n), query by key
         logits = logits.gather(-1, offset.expand(*query.shape[:2], n, n))
         return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=logits)
+
+
+class PackedAttention(Attention):
+    """Self-attention within each of the sequences of a packed line.
+
+    Args:
+        dim: width d of the tokens.
+        heads: number of heads; divides ``dim``.
+        dropout: share of attention probabilities set to zero in training.
+        causal: whether a token sees only itself and those before it.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0, causal: bool = False) -> None:
+        super().__init__(dim, heads, dropout)
+        self.causal = causal
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:  # type: ignore[override]
+        """(t, d) to the same."""
+        projected = packing.pad(self.query_key_value(x))
+        query, key, value = rearrange(projected, "b n (three h c) -> three b h n c", three=3, h=self.heads)
+        context = masked_attention(query, key, value, packing.mask, self.causal, self.dropout if self.training else 0.0)
+        return self.output(packing.unpad(rearrange(context, "b h n c -> b n (h c)")))
+
+
+def masked_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool = False, dropout: float = 0.0
+) -> Tensor:
+    """softmax(q k^T / sqrt(c)) v over the keys that are there.
+
+    Args:
+        query: (b, h, n, c).
+        key: (b, h, m, c).
+        value: (b, h, m, c).
+        mask: (b, m) True where there is a key; None where all are.
+        causal: whether query i sees keys 0 to i only.
+        dropout: share of probabilities set to zero.
+
+    Returns:
+        (b, h, n, c).
+    """
+    seen = None if mask is None else mask[:, None, None]  # (b, 1, 1, m)
+    if seen is not None and causal:
+        n, m = query.shape[-2], key.shape[-2]
+        seen = seen & torch.ones(n, m, dtype=torch.bool, device=query.device).tril()  # (b, 1, n, m)
+        causal = False
+    return nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=seen, dropout_p=dropout, is_causal=causal
+    )

@@ -1,4 +1,4 @@
-"""Transformer blocks in ViT's pre-norm form and the encoder that stacks them."""
+"""Transformer blocks, pre-norm as in ViT and post-norm as in the Transformer and BERT, and the encoders that stack them."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -6,8 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_vl.nn.attention import Attention
+from lightning_vl.nn.attention import Attention, PackedAttention
 from lightning_vl.nn.initialisation import init_linear
+from lightning_vl.nn.packing import Packing
 
 GeluApproximation = Literal["tanh", "none"]
 
@@ -150,3 +151,30 @@ class Encoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
+
+
+class PostNormBlock(nn.Module):
+    """The Transformer's encoder block, LayerNorm(x + Dropout(Sublayer(x))) twice ("Attention Is All You Need", Sec. 3.1).
+
+    Args:
+        attention: how tokens see each other.
+        mlp: the position-wise network, (t, d) to the same.
+        dim: width d of the tokens.
+        dropout: on the output of both sub-layers.
+        layer_norm_eps: what the norms add to the variance.
+    """
+
+    def __init__(
+        self, attention: PackedAttention, mlp: nn.Module, dim: int, dropout: float, layer_norm_eps: float
+    ) -> None:
+        super().__init__()
+        self.attention = attention
+        self.norm_attention = nn.LayerNorm(dim, eps=layer_norm_eps)
+        self.mlp = mlp
+        self.norm_mlp = nn.LayerNorm(dim, eps=layer_norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """(t, d) to the same."""
+        x = self.norm_attention(x + self.dropout(self.attention(x, packing)))
+        return self.norm_mlp(x + self.dropout(self.mlp(x)))
