@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every GPU figure in one go, into results/gpu_<device>.json (ViViT) and results/gpu_vit_<device>.json (ViT over timm). Arguments
-# go to both: a trial without a GPU is
+# Every GPU figure in one go, into results/gpu_<device>.json (ViViT), results/gpu_vit_<device>.json (ViT over timm) and
+# results/gpu_bert_<device>.json (BERT over transformers). Arguments go to all: a trial without a GPU is
 #   benchmarks/gpu.sh --device cpu --size tiny --precision fp32
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,4 +11,7 @@ python benchmarks/vivit.py --device cuda --size paper --precision bf16 --parts p
 echo "$out"
 out="results/gpu_vit_${name//[^A-Za-z0-9]/_}.json"
 python benchmarks/vit.py --device cuda --size base --json "$@" >"$out"
+echo "$out"
+out="results/gpu_bert_${name//[^A-Za-z0-9]/_}.json"
+python benchmarks/bert.py --device cuda --size base --lengths 128 512 --batch-size 64 --out "$out" "$@"
 echo "$out"

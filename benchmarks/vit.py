@@ -10,12 +10,12 @@ Forward and training step, eager and compiled, in float32 and under bfloat16 aut
 
 import argparse
 import json
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from timing import Bench, Run
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -47,12 +47,11 @@ SIZES = {
 CLASSES = 1000
 
 
-class Bench(NamedTuple):
-    """Where and how everything here is measured."""
+@dataclass(frozen=True)
+class ViTBench(Bench):
+    """All networks have this size."""
 
     size: Size
-    device: torch.device
-    precision: str
 
     def pair(self) -> tuple[ViT, VisionTransformer]:
         """Ours and timm's with the same weights."""
@@ -70,47 +69,11 @@ class Bench(NamedTuple):
         ours.load_state_dict(from_timm(theirs.state_dict()))
         return ours.to(self.device), theirs.to(self.device)
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-    def synchronise(self) -> None:
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-
-    def seconds(self, rivals: dict[str, Callable[[], object]]) -> dict[str, float]:
-        """Median seconds of each rival; they take turns, first one and then the other ahead."""
-        for _ in range(3):
-            for run in rivals.values():
-                run()
-        times: dict[str, list[float]] = {name: [] for name in rivals}
-        for number in range(self.size.repeats):
-            for name, run in list(rivals.items())[:: 1 if number % 2 else -1]:
-                self.synchronise()
-                start = time.perf_counter()
-                run()
-                self.synchronise()
-                times[name].append(time.perf_counter() - start)
-        return {name: statistics.median(values) for name, values in times.items()}
-
-    def forward(self, net: nn.Module, images: Tensor) -> Callable[[], object]:
-        def run() -> object:
-            with torch.inference_mode(), self.autocast():
-                return net(images)
-
-        return run
-
-    def step(self, net: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], object]:
-        optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
-
-        def run() -> object:
-            with self.autocast():
-                loss = nn.functional.cross_entropy(logits(net(images)), labels)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            return loss
-
-        return run
+    def run(self, what: str, net: nn.Module, images: Tensor, labels: Tensor) -> Run:
+        """What is timed of a network."""
+        if what == "forward":
+            return self.forward(net, images)
+        return self.step(net, lambda: nn.functional.cross_entropy(logits(net(images)), labels))
 
 
 def logits(output: Any) -> Tensor:
@@ -118,7 +81,7 @@ def logits(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.logits
 
 
-def peers(bench: Bench, modes: list[str]) -> Iterator[Row]:
+def peers(bench: ViTBench, modes: list[str]) -> Iterator[Row]:
     """Forward and training step of both, in each mode."""
     ours, theirs = bench.pair()
     (images,) = ours.example_inputs(bench.size.batch_size)
@@ -133,10 +96,7 @@ def peers(bench: Bench, modes: list[str]) -> Iterator[Row]:
             ours.train(what != "forward")
             theirs.train(what != "forward")
             times = bench.seconds(
-                {
-                    name: bench.forward(net, images) if what == "forward" else bench.step(net, images, labels)
-                    for name, net in (("ours", ours), ("theirs", theirs))
-                }
+                {name: bench.run(what, net, images, labels) for name, net in (("ours", ours), ("theirs", theirs))}
             )
             yield {
                 "name": f"{what}, {how}, {bench.precision}",
@@ -181,7 +141,8 @@ def main() -> None:
     quiet()
     torch.set_float32_matmul_precision("high")  # as the command does
     device = torch.device(arguments.device)
-    rows = [row for precision in arguments.precision for row in peers(Bench(size, device, precision), arguments.modes)]
+    benches = [ViTBench(device, precision, size.repeats, size) for precision in arguments.precision]
+    rows = [row for bench in benches for row in peers(bench, arguments.modes)]
     about = {
         "device": device_name(device.type),
         "size": arguments.size,

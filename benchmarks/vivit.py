@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from timing import Bench, Run
 from torch import Tensor, nn
 from torch.distributed import destroy_process_group, init_process_group
 from torch.distributed.device_mesh import init_device_mesh
@@ -86,12 +88,11 @@ SIZES = {
 CLASSES = 400
 
 
-class Bench(NamedTuple):
-    """Where and how everything here is measured."""
+@dataclass(frozen=True)
+class ViViTBench(Bench):
+    """All networks have this size."""
 
     size: Size
-    device: torch.device
-    precision: str
 
     def build(self, model: type[ViViT]) -> ViViT:
         torch.manual_seed(0)
@@ -99,49 +100,9 @@ class Bench(NamedTuple):
         embedding = TubeletEmbedding(s.frames, s.image_size, s.tubelet, s.dim)
         return model(embedding, s.layers, s.heads, 4 * s.dim, classes={"class": CLASSES}).to(self.device)
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-    def synchronise(self) -> None:
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-
-    def seconds(self, rivals: dict[str, Callable[[], object]]) -> dict[str, float]:
-        """Median seconds of each rival; they take turns, so that a busy machine is busy for all of them."""
-        for _ in range(3):
-            for run in rivals.values():
-                run()
-        times: dict[str, list[float]] = {name: [] for name in rivals}
-        for _ in range(self.size.repeats):
-            for name, run in rivals.items():
-                self.synchronise()
-                start = time.perf_counter()
-                run()
-                self.synchronise()
-                times[name].append(time.perf_counter() - start)
-        return {name: statistics.median(values) for name, values in times.items()}
-
-    def forward(self, net: Callable[[Tensor], object], video: Tensor) -> Callable[[], object]:
-        def run() -> object:
-            with torch.inference_mode(), self.autocast():
-                return net(video)
-
-        return run
-
-    def step(
-        self, net: nn.Module, logits: Callable[[Any], Tensor], video: Tensor, labels: Tensor
-    ) -> Callable[[], object]:
-        optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
-
-        def run() -> object:
-            with self.autocast():
-                loss = nn.functional.cross_entropy(logits(net(video)), labels)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            return loss
-
-        return run
+    def classify(self, net: nn.Module, logits: Callable[[Any], Tensor], video: Tensor, labels: Tensor) -> Run:
+        """A training step."""
+        return self.step(net, lambda: nn.functional.cross_entropy(logits(net(video)), labels))
 
 
 def our_logits(output: Any) -> Tensor:
@@ -152,7 +113,7 @@ def their_logits(output: Any) -> Tensor:
     return output.logits
 
 
-def peers(bench: Bench) -> Iterator[Row]:
+def peers(bench: ViViTBench) -> Iterator[Row]:
     """Model 1 and transformers' ViViT with the same weights; the outputs are compared before the times."""
     s = bench.size
     config = VivitConfig(
@@ -184,8 +145,8 @@ def peers(bench: Bench) -> Iterator[Row]:
                 rivals = {"ours": bench.forward(ours, video), "theirs": bench.forward(theirs, video)}
             else:
                 rivals = {
-                    "ours": bench.step(ours, our_logits, video, labels),
-                    "theirs": bench.step(theirs, their_logits, video, labels),
+                    "ours": bench.classify(ours, our_logits, video, labels),
+                    "theirs": bench.classify(theirs, their_logits, video, labels),
                 }
             times = bench.seconds(rivals)
             yield row(f"{mode}, {how}, over transformers", times["theirs"] / times["ours"], "1.0 or more", times)
@@ -205,7 +166,7 @@ class Endless(IterableDataset):
 class Stopwatch(Callback):
     """Seconds a step, after some to warm up."""
 
-    def __init__(self, bench: Bench, warm_up: int) -> None:
+    def __init__(self, bench: ViViTBench, warm_up: int) -> None:
         self.bench, self.warm_up = bench, warm_up
         self.steps = 0
 
@@ -223,7 +184,7 @@ class Stopwatch(Callback):
         return (time.perf_counter() - self.start) / (self.steps - self.warm_up)
 
 
-def loop(bench: Bench) -> Iterator[Row]:
+def loop(bench: ViViTBench) -> Iterator[Row]:
     """Blocks of steps under Lightning and in a bare loop, in turn, over the same network, batch and optimiser."""
     net = bench.build(SpatioTemporal).train()
     s = bench.size
@@ -283,7 +244,7 @@ def loop(bench: Bench) -> Iterator[Row]:
     yield row("step under Lightning, over a bare loop", medians["ours"] / medians["theirs"], "1.05 or less", medians)
 
 
-def loader(bench: Bench) -> Iterator[Row]:
+def loader(bench: ViViTBench) -> Iterator[Row]:
     """32 frames at stride 2 from ten seconds of 340 x 256, cropped to 224, as for Kinetics."""
     sampling, transform = StridedClip(frames=32, stride=2), TrainingTransform(short_side=256, crop=224)
     for keyframes in (30, 250):
@@ -374,7 +335,7 @@ PAPER_RUNTIME = {  # Table 2, milliseconds on a TPU-v3
 }
 
 
-def models(bench: Bench) -> Iterator[Row]:
+def models(bench: ViViTBench) -> Iterator[Row]:
     """Inference, the five in turn; then training of each: eager, compiled and sharded in turn."""
     s = bench.size
     nets = {model: bench.build(model) for model in MODELS}
@@ -402,13 +363,13 @@ def models(bench: Bench) -> Iterator[Row]:
         memory = None
         if bench.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-            bench.step(net, our_logits, video, labels)()
+            bench.classify(net, our_logits, video, labels)()
             memory = torch.cuda.max_memory_allocated() / 2**30
         with sharded(bench, model) as fsdp:
             steps = {
-                "eager": bench.step(net, our_logits, video, labels),
-                "compiled": bench.step(torch.compile(net), our_logits, video, labels),
-                "FSDP": bench.step(fsdp, our_logits, video, labels),
+                "eager": bench.classify(net, our_logits, video, labels),
+                "compiled": bench.classify(torch.compile(net), our_logits, video, labels),
+                "FSDP": bench.classify(fsdp, our_logits, video, labels),
             }
             times = bench.seconds({**steps, "product": product})
         peak = product_flops / times["product"]
@@ -425,7 +386,7 @@ def models(bench: Bench) -> Iterator[Row]:
         torch.compiler.reset()
 
 
-def matrix_product(bench: Bench) -> tuple[float, Callable[[], object]]:
+def matrix_product(bench: ViViTBench) -> tuple[float, Callable[[], object]]:
     """Floating-point operations of a large matrix product, and the product: what the device gives in practice."""
     n = 8192 if bench.device.type == "cuda" else 1024
     dtype = torch.bfloat16 if bench.precision == "bf16" else torch.float32
@@ -434,7 +395,7 @@ def matrix_product(bench: Bench) -> tuple[float, Callable[[], object]]:
 
 
 @contextlib.contextmanager
-def sharded(bench: Bench, model: type[ViViT]) -> Iterator[ViViT]:
+def sharded(bench: ViViTBench, model: type[ViViT]) -> Iterator[ViViT]:
     """The network under FSDP2, its blocks one by one, in a group of one."""
     cuda = bench.device.type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
@@ -486,7 +447,7 @@ def print_table(header: str, rows: list[Row]) -> None:
 
 
 def main() -> None:
-    parts: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    parts: dict[str, Callable[[ViViTBench], Iterator[Row]]] = {
         "peers": peers,
         "loop": loop,
         "loader": loader,
@@ -508,7 +469,7 @@ def main() -> None:
     size = size._replace(batch_size=arguments.batch_size or size.batch_size, repeats=arguments.repeats or size.repeats)
     quiet()
     torch.set_float32_matmul_precision("high")  # as the command does
-    bench = Bench(size, torch.device(arguments.device), arguments.precision)
+    bench = ViViTBench(torch.device(arguments.device), arguments.precision, size.repeats, size)
     rows = [{"part": part, **each} for part in arguments.parts for each in parts[part](bench)]
     about = {
         "device": device_name(bench.device.type),

@@ -12,7 +12,7 @@ VERBS = {
     "predict": "what a checkpoint says of every test sample, as JSON lines",
     "profile": "parameters, multiply-adds, latency and memory of experiments",
     "compare": "runs side by side: table, curves, figure, page",
-    "figure": "what a ViT has learned, as a picture and a table",
+    "figure": "what a network has learned, as a picture and a table",
     "sweep": "run a family of experiments over seeds and draw its table",
 }
 USAGE = """\
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
                 return sweep(rest)
             case "figure":
-                from lightning_vl.papers.vit.figures import main as figure
+                from lightning_vl.report.drawing import main as figure
 
                 return figure(rest)
             case "profile":

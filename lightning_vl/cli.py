@@ -26,18 +26,31 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 # experiment files call these classes by their short names, which are known once they are imported
+import lightning_vl.data.datasets.brown
+import lightning_vl.data.datasets.cola
 import lightning_vl.data.datasets.epic_kitchens
 import lightning_vl.data.datasets.hub_images
+import lightning_vl.data.datasets.hub_text
 import lightning_vl.data.datasets.idx_images
 import lightning_vl.data.datasets.image_folder
 import lightning_vl.data.datasets.image_shards
+import lightning_vl.data.datasets.joined_documents
+import lightning_vl.data.datasets.json_lines
 import lightning_vl.data.datasets.kinetics
+import lightning_vl.data.datasets.labelled_table
 import lightning_vl.data.datasets.labelled_videos
+import lightning_vl.data.datasets.manual_sentences
+import lightning_vl.data.datasets.python_manual
 import lightning_vl.data.datasets.something_something
+import lightning_vl.data.datasets.sst2
 import lightning_vl.data.datasets.streamed_images
+import lightning_vl.data.datasets.text_files
 import lightning_vl.data.datasets.video_folder
+import lightning_vl.data.datasets.wikitext
 import lightning_vl.data.synthetic.moving_digits
 import lightning_vl.data.synthetic.scattered
+import lightning_vl.papers.bert.fine_tuning
+import lightning_vl.papers.bert.task
 import lightning_vl.papers.vit.bit
 import lightning_vl.papers.vit.task
 import lightning_vl.papers.vivit.task  # noqa: F401
@@ -304,22 +317,38 @@ class Bench(LightningCLI):
 
     def validate(self, model: Task, datamodule: DataModule, ckpt_path: str | None = None) -> None:
         """One pass over the validation split with a checkpoint."""
+        weights = self._weights(ckpt_path)
         self._log_configuration()
-        self.trainer.validate(model, datamodule=datamodule, ckpt_path=_given(ckpt_path), verbose=False)
-        self._record({"started": now()}, {}, Path(_given(ckpt_path)))
+        self.trainer.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+        self._record({"started": now()}, {}, weights)
 
     def test(self, model: Task, datamodule: DataModule, ckpt_path: str | None = None) -> None:
         """One pass over the test split with a checkpoint."""
+        weights = self._weights(ckpt_path)
         self._log_configuration()
-        self.trainer.test(model, datamodule=datamodule, ckpt_path=_given(ckpt_path), verbose=False)
-        self._record({"started": now()}, {}, Path(_given(ckpt_path)))
+        self.trainer.test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+        self._record({"started": now()}, {}, weights)
 
     def predict(self, model: Task, datamodule: DataModule, ckpt_path: str | None = None) -> None:
         """Prints what a checkpoint says of every test sample: one JSON object a line."""
-        batches = self.trainer.predict(model, datamodule=datamodule, ckpt_path=_given(ckpt_path)) or []
+        self._weights(ckpt_path)
+        batches = self.trainer.predict(model, datamodule=datamodule, ckpt_path=ckpt_path) or []
         for batch in batches:
             for row in batch:
                 print(json.dumps(row))
+
+    def _weights(self, checkpoint: str | None) -> Path:
+        """The file of the network's weights: a checkpoint of ours, or else the one that it starts from, if that has all."""
+        if checkpoint is not None:
+            return Path(checkpoint)
+        how = "name a checkpoint: --ckpt_path runs/<experiment>/<id>/checkpoints/best.ckpt"
+        if self.model.init_from is None:
+            raise UserError("no checkpoint is given", how)
+        report = self.model.init_from.apply(self.model.net)
+        say(str(report))
+        if report.fresh:
+            raise UserError(f"no checkpoint is given, and {report.path} has no {', '.join(report.fresh[:4])}", how)
+        return Path(report.path)
 
     def _summary(self) -> str:
         network = self.model.net
@@ -452,12 +481,6 @@ def science_differs(one: Any, other: Any, prefix: str = "") -> list[str]:
             for key in science_differs(one.get(name), other.get(name), f"{prefix}.{name}" if prefix else name)
         ]
     return [] if one == other else [prefix]
-
-
-def _given(checkpoint: str | None) -> str:
-    if checkpoint is None:
-        raise UserError("no checkpoint is given", "name it: --ckpt_path runs/<experiment>/<id>/checkpoints/best.ckpt")
-    return checkpoint
 
 
 def show(results: dict[str, Any]) -> None:

@@ -30,3 +30,16 @@ def classification(
     if mixed_labels is None:
         return loss
     return torch.lerp(F.cross_entropy(logits, mixed_labels, label_smoothing=smoothing), loss, weight)
+
+
+def masked_words(logits: Tensor, words: Tensor) -> Tensor:
+    """Cross-entropy of the words at the masked places (BERT, Sec. 3.1, Task #1).
+
+    Args:
+        logits: (m, v).
+        words: (m,) the right ones.
+
+    Returns:
+        Scalar, nats, sum over the places.
+    """
+    return F.cross_entropy(logits, words, reduction="sum")

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import lightning
 import numpy as np
@@ -17,14 +17,7 @@ from lightning_vl.errors import UserError
 from lightning_vl.evaluation.examples import Example
 from lightning_vl.optim import Schedule, parameter_groups
 from lightning_vl.terminal import say
-
-
-class Initialisation(Protocol):
-    """Puts weights from a file into a fresh network."""
-
-    def apply(self, net: Any) -> Any:
-        """Loads the weights; gives a report with a readable text form."""
-        ...
+from lightning_vl.weights import Initialisation
 
 
 class Task(lightning.LightningModule, ABC):
@@ -147,8 +140,11 @@ class Task(lightning.LightningModule, ABC):
         self._log_evaluation("val")
 
     def on_test_epoch_end(self) -> None:
-        """Logs what the test metrics make of all batches of all ranks."""
+        """Logs what the test metrics make of all batches of all ranks, and what trivial predictors reach."""
         self._log_evaluation("test")
+        data = getattr(self.trainer, "datamodule", None)
+        baselines = data.baselines() if isinstance(data, DataModule) else {}
+        self.log_dict({f"baseline/{name}": value for name, value in baselines.items()})
 
     def _log_evaluation(self, prefix: str) -> None:
         metric, mean_loss = self._metric(self.evaluation, prefix), self._metric(self.mean_loss, prefix)

@@ -10,6 +10,7 @@ from support import ROOT, Command, command_line, environment
 
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["OMP_NUM_THREADS"] = "1"  # the same bits whatever the machine's cores
+os.environ.pop("LIGHTNING_VL_CACHE", None)  # every test has a cache of its own
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("WANDB_MODE", "disabled")
 

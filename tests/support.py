@@ -51,6 +51,28 @@ TINY_IMAGES = (
     "--transfer=[]",
 )
 
+TINY_TEXT = (
+    # the same for embedded text, which is small as it is
+    "--data.init_args.workers=0",
+    "--data.init_args.batch_size=8",
+    "--data.init_args.evaluation_batch_size=64",
+)
+
+SHRUNK_BERT = (
+    # BERT at the paper's size, made small
+    "--model.init_args.net.init_args.bert.init_args.vocabulary_size=300",
+    "--model.init_args.net.init_args.bert.init_args.layers=2",
+    "--model.init_args.net.init_args.bert.init_args.dim=32",
+    "--model.init_args.net.init_args.bert.init_args.heads=4",
+    "--model.init_args.net.init_args.bert.init_args.mlp_dim=64",
+    "--data.init_args.phases=[{length: 32, steps: 1}, {length: 512, steps: 1}]",
+    "--data.init_args.batch_size=4",
+    "--data.init_args.evaluation_batch_size=4",
+    "--data.init_args.workers=0",
+    "--trainer.max_steps=2",
+    "--trainer.val_check_interval=1",
+)
+
 SHRUNK_VIT = (
     # a ViT at the paper's size, made small, on images of a few colours
     "--model.init_args.net.init_args.image_size=32",
@@ -72,7 +94,8 @@ SHRUNK_VIT = (
 
 def tiny(file: str) -> tuple[str, ...]:
     """What makes an experiment on embedded data small enough for a test."""
-    return TINY_IMAGES if Path(file).stem.startswith(("vit_", "bit_")) else TINY
+    stem = Path(file).stem
+    return TINY_TEXT if stem.startswith("bert_") else TINY_IMAGES if stem.startswith(("vit_", "bit_")) else TINY
 
 
 def verb(*arguments: str) -> int:

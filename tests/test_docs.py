@@ -17,8 +17,7 @@ from support import ROOT, TINY, verb
 
 import lightning_vl
 from lightning_vl.__main__ import USAGE, VERBS
-from lightning_vl.papers.vit import figures
-from lightning_vl.report import compare, experiments_page, profile, sweep
+from lightning_vl.report import compare, drawing, experiments_page, profile, sweep
 from lightning_vl.report.family import check_family, read_sweep
 
 NOT_OURS = {".git", ".venv", "runs", "build", "dist", "__pycache__", "lightning_vl.egg-info"}
@@ -27,7 +26,7 @@ HEADERS = sorted((ROOT / "experiments").rglob("*.yaml"))
 TEXT = {".md", ".py", ".yaml", ".yml", ".toml", ".txt", ".cff", ".html", ".sh", ".json", ""}
 COMMAND = re.compile(r"python -m (lightning_vl[\w.]*)(?: ([^`\n]*))?")
 ANY = "experiments/vivit_fact_encoder.yaml"
-REPORTS = {"profile": profile, "compare": compare, "sweep": sweep, "figure": figures}
+REPORTS = {"profile": profile, "compare": compare, "sweep": sweep, "figure": drawing}
 
 
 def own_files() -> list[Path]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from support import ROOT, SHRUNK, SHRUNK_VIT, tiny, verb
+from support import ROOT, SHRUNK, SHRUNK_BERT, SHRUNK_VIT, tiny, verb
 
 from lightning_vl.cli import build
 from lightning_vl.report.family import check_family, read_sweep
@@ -46,8 +46,12 @@ def given_by_the_user(file: str) -> list[str]:
     root = ROOT_GIVEN
     if source["class_path"] == "InMemory":
         root = root.replace("source.init_args", "source.init_args.source.init_args")
+    if source["class_path"] == "JoinedDocuments" or "path" in source.get("init_args", {}):
+        root = ""  # a set of the hub has its name, and joined ones have theirs
+    vocabulary = recipe["data"]["init_args"].get("vocabulary", {"class_path": "TrainedVocabulary"})["class_path"]
     return [
-        *([] if "path" in source.get("init_args", {}) else [root]),  # a set of the hub has its name
+        *([root] if root else []),
+        *(["--data.init_args.vocabulary.init_args.path=/vocab.txt"] if vocabulary != "TrainedVocabulary" else []),
         *(start if recipe["model"]["init_args"].get("init_from") else []),
     ]
 
@@ -59,6 +63,8 @@ PARAMETERS = {
     "vivit_fact_self_attention_k400": 117_319_312,
     "vivit_fact_dot_product_k400": 88_952_464,
     "vivit_avg_pool_k400": 86_696_080,
+    # 109,482,240 and the heads of pre-training
+    "bert_base": 110_106_428,
 }
 
 
@@ -92,6 +98,11 @@ def test_the_papers_recipe_is_fitted_validated_and_tested_when_small(file: str, 
         assert verb("fit", "-c", file, *SHRUNK_VIT, *images, *weights, f"--run.root={tmp_path}", "--run.id=smoke") == 0
         assert (tmp_path / Path(file).stem / "smoke" / "results.json").exists()
         return
+    if recipe["model"]["class_path"] == "BertPreTrainingTask":
+        texts = make_texts(tmp_path / "data")
+        assert verb("fit", "-c", file, *SHRUNK_BERT, *texts, f"--run.root={tmp_path}", "--run.id=smoke") == 0
+        assert (tmp_path / Path(file).stem / "smoke" / "results.json").exists()
+        return
     heads = recipe["model"]["init_args"]["net"]["init_args"]["classes"]
     source = make_source(recipe["data"]["init_args"]["source"]["class_path"], tmp_path / "data", heads)
     arguments = ("fit", "-c", file, *SHRUNK, *source, f"--run.root={tmp_path}", "--run.id=smoke")
@@ -106,6 +117,32 @@ def small_vit(folder: Path) -> list[str]:
     net = ViT(image_size=16, patch_size=16, dim=32, layers=2, heads=4, mlp_dim=64, classes=7, pre_logits=True)
     torch.save(net.state_dict(), folder / "weights.pt")
     return [f"--model.init_args.init_from.init_args.path={folder / 'weights.pt'}"]
+
+
+def make_texts(root: Path) -> list[str]:
+    """Two local sets in the hub's form, articles and single sentences of books, and a vocabulary."""
+    import datasets
+
+    from lightning_vl.data.datasets.python_manual import PythonManual
+    from lightning_vl.data.tokenizer import train_pieces
+
+    documents = [document for split in ("train", "validation", "test") for document in PythonManual().documents(split)]
+    sentences = [sentence for document in documents for sentence in document.sentences]
+    sources = []
+    for name, rows, texts in (
+        ("articles", 1, [" ".join(document.sentences) for document in documents]),
+        ("books", 50, sentences),
+    ):
+        (root / name).mkdir(parents=True)
+        datasets.Dataset.from_dict({"text": texts}).to_parquet(str(root / name / "train.parquet"))
+        arguments = f"{{path: {root / name}, name: default, streaming: true, rows_of_document: {rows}, held_out: 0.2}}"
+        sources.append(f"{{class_path: HubText, init_args: {arguments}}}")
+    pieces = train_pieces(lambda: sentences, 300, lowercase=True)
+    (root / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces))
+    return [
+        f"--data.init_args.source.init_args.sources=[{', '.join(sources)}]",
+        f"--data.init_args.vocabulary.init_args.path={root / 'vocab.txt'}",
+    ]
 
 
 def make_images(class_path: str, root: Path) -> list[str]:

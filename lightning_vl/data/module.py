@@ -143,6 +143,10 @@ class DataModule(lightning.LightningDataModule, ABC):
             )
         return batch
 
+    def baselines(self) -> dict[str, float]:
+        """What trivial predictors score on the test split, by the metric's name: logged as `baseline/<name>` after a test."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """Preprocessing travels with the checkpoint."""
         return {"preprocessing": self.preprocessing}

@@ -58,7 +58,7 @@ def hold_out(labels: Sequence[int], class_names: Sequence[str], share: float, se
         count = max(1, round(len(places) * share))
         if count >= len(places):
             raise UserError(
-                f"class {name!r} has {len(places)} training images, too few to keep some for validation",
+                f"class {name!r} has {len(places)} training samples, too few to keep some for validation",
                 "add some, or give the data a validation split with the same classes",
             )
         order = np.random.default_rng([seed, label]).permutation(len(places))

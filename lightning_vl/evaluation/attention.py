@@ -1,61 +1,109 @@
-"""What a ViT's weights and attention show: the numbers behind the analyses of ViT, Fig. 6, 7 and 11."""
+"""What weights and attention show: the numbers behind the analyses of ViT, Fig. 6, 7 and 11, and of BERT's heads."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from math import hypot
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from lightning_vl.nn.attention import Attention
+from lightning_vl.nn.attention import Attention, PackedAttention
+from lightning_vl.nn.packing import Packing
 
 Grid = tuple[int, int]  # rows and columns of the patches
 
 
-def attention_weights(attention: Attention, x: Tensor) -> Tensor:
+def attention_weights(attention: Attention, x: Tensor, packing: Packing | None = None) -> Tensor:
     """The softmax that the module computes within its fused kernel, dropout aside.
 
     Attention is linear in the values, so that attending to the unit vectors gives the weights themselves, and with
-    them whatever the module adds to the logits.
+    them whatever the module adds to the logits or hides.
 
     Args:
         attention: in evaluation mode.
-        x: its input, (b, n, d).
+        x: its input, (b, n, d), or the line (t, d) of a `PackedAttention`.
+        packing: of the line.
 
     Returns:
-        (b, h, n, n): query by key, each row adding up to 1.
+        (b, h, n, n): query by key, each row adding up to 1. Rows of padding mean nothing.
     """
     projected = attention.query_key_value(x)
+    if packing is not None:
+        projected = packing.pad(projected)
     query, key, _ = rearrange(projected, "... n (three h c) -> three (...) h n c", three=3, h=attention.heads)
-    unit_vectors = torch.eye(x.shape[-2], dtype=query.dtype, device=query.device).expand(*query.shape[:2], -1, -1)
+    unit_vectors = torch.eye(query.shape[-2], dtype=query.dtype, device=query.device).expand(*query.shape[:2], -1, -1)
+    if packing is not None:
+        assert isinstance(attention, PackedAttention)
+        return attention.attend(query, key, unit_vectors, packing.mask)
     return attention.attend(query, key, unit_vectors)
 
 
-def of_layers(net: nn.Module, images: Tensor, measure: Callable[[Tensor], Tensor]) -> list[Tensor]:
+def of_layers(net: nn.Module, inputs: Tensor | tuple[Any, ...], measure: Callable[[Tensor], Tensor]) -> list[Tensor]:
     """What `measure` makes of each layer's attention weights, (b, h, n, n), from the first layer on.
 
     Args:
         net: a network with `Attention` modules, in evaluation mode.
-        images: a batch of its input.
+        inputs: a batch of its input; a tuple where it takes several.
         measure: is called while the network computes, so that only one layer's weights are held at a time.
     """
     measured: list[Tensor] = []
 
-    def look(attention: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def look(attention: nn.Module, given: tuple[Any, ...]) -> None:
         assert isinstance(attention, Attention)
-        measured.append(measure(attention_weights(attention, inputs[0])))
+        measured.append(measure(attention_weights(attention, *given)))
 
     hooks = [module.register_forward_pre_hook(look) for module in net.modules() if isinstance(module, Attention)]
     try:
         with torch.no_grad():
-            net(images)
+            net(*inputs) if isinstance(inputs, tuple) else net(inputs)
     finally:
         for hook in hooks:
             hook.remove()
     return measured
+
+
+class Habits(NamedTuple):
+    """Where heads look in a text, as means over its tokens (Clark et al., 2019, Sec. 3).
+
+    Attributes:
+        first: share of attention on the first token, [CLS].
+        separator: on all [SEP] together.
+        previous: on the token before; the first token, which has none, is not counted.
+        itself: on the token itself.
+        next: on the token after; the last token, which has none, is not counted.
+        distance: mean distance in tokens, weighted by attention.
+    """
+
+    first: Tensor
+    separator: Tensor
+    previous: Tensor
+    itself: Tensor
+    next: Tensor
+    distance: Tensor
+
+
+def habits(weights: Tensor, separators: Tensor) -> Habits:
+    """What is usual for each head in one text.
+
+    Args:
+        weights: (h, n, n), query by key; n at least 2.
+        separators: (n,) True at every [SEP].
+
+    Returns:
+        (h,) each.
+    """
+    places = torch.arange(weights.shape[-1], device=weights.device)
+    return Habits(
+        first=weights[..., 0].mean(-1),
+        separator=weights[..., separators].sum(-1).mean(-1),
+        previous=weights.diagonal(-1, -2, -1).mean(-1),
+        itself=weights.diagonal(0, -2, -1).mean(-1),
+        next=weights.diagonal(1, -2, -1).mean(-1),
+        distance=(weights * (places - places[:, None]).abs()).sum(-1).mean(-1),
+    )
 
 
 def pixel_distances(grid: Grid, patch_size: int) -> Tensor:

@@ -19,14 +19,14 @@ class Example(NamedTuple):
 
     Attributes:
         id: the sample's name.
-        frames: uint8 (t, h, w, 3); one frame for an image.
+        sample: uint8 (t, h, w, 3), one frame for an image; or a text.
         truth: the right answer, as a person reads it.
         prediction: the network's first answer.
         probability: that it gives it.
     """
 
     id: str
-    frames: np.ndarray
+    sample: np.ndarray | str
     truth: str
     prediction: str
     probability: float
@@ -40,7 +40,8 @@ class Example(NamedTuple):
 class Examples(Callback):
     """Keeps the first correct and the first wrong predictions of a test and shows them.
 
-    Writes `figures/examples.png` and one GIF each to the run's folder, and a table `test/examples` to W&B.
+    Writes `figures/examples.png` and one GIF each to the run's folder, or `figures/examples.txt`, and a table
+    `test/examples` to W&B.
 
     Args:
         folder: the run folder.
@@ -69,26 +70,39 @@ class Examples(Callback):
         if not examples:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        sheet(examples).savefig(self.folder / "examples.png", dpi=120)
-        paths = [_gif(example, self.folder) for example in examples]
+        texts = [example for example in examples if isinstance(example.sample, str)]
+        samples: list[Any] = [example.sample for example in texts]
+        if texts:
+            (self.folder / "examples.txt").write_text("\n".join(map(_paragraph, texts)))
+        else:
+            sheet(examples).savefig(self.folder / "examples.png", dpi=120)
+            samples = [_gif(example, self.folder) for example in examples]
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 import wandb
 
+                shown = samples if texts else [wandb.Video(str(path), format="gif") for path in samples]
                 rows = [
-                    [e.id, wandb.Video(str(path), format="gif"), e.truth, e.prediction, e.probability, e.correct]
-                    for e, path in zip(examples, paths, strict=True)
+                    [e.id, sample, e.truth, e.prediction, e.probability, e.correct]
+                    for e, sample in zip(examples, shown, strict=True)
                 ]
-                columns = ["id", "clip", "truth", "prediction", "probability", "correct"]
+                columns = ["id", "text" if texts else "clip", "truth", "prediction", "probability", "correct"]
                 logger.log_table("test/examples", columns=columns, data=rows)
-                logger.log_image("test/examples_sheet", [str(self.folder / "examples.png")])
+                if not texts:
+                    logger.log_image("test/examples_sheet", [str(self.folder / "examples.png")])
+
+
+def _paragraph(example: Example) -> str:
+    verdict = "correct" if example.correct else f"is: {example.truth}"
+    return f"{example.id}\n  {example.sample}\n  {example.prediction} ({example.probability:.0%}), {verdict}\n"
 
 
 def _gif(example: Example, folder: Path) -> Path:
+    assert isinstance(example.sample, np.ndarray)
     path = folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', example.id).strip('-')}.gif"
-    scale = max(1, 128 // example.frames.shape[1])
-    size = (example.frames.shape[2] * scale, example.frames.shape[1] * scale)
-    images = [Image.fromarray(frame).resize(size, Image.Resampling.NEAREST) for frame in example.frames]
+    scale = max(1, 128 // example.sample.shape[1])
+    size = (example.sample.shape[2] * scale, example.sample.shape[1] * scale)
+    images = [Image.fromarray(frame).resize(size, Image.Resampling.NEAREST) for frame in example.sample]
     images[0].save(path, save_all=True, append_images=images[1:], duration=120, loop=0)
     return path
 
@@ -104,10 +118,10 @@ def sheet(examples: Sequence[Example]) -> Any:
     figure = Figure(figsize=(10, 0.95 * len(examples) + 0.3), layout="constrained")
     axes = figure.subplots(len(examples), 2, width_ratios=[4, 1.5], squeeze=False)
     for (left, right), example in zip(axes, examples, strict=True):
-        chosen = np.linspace(0, len(example.frames) - 1, min(SHOWN_FRAMES, len(example.frames))).round().astype(int)
-        strip = np.concatenate(
-            [np.pad(example.frames[i], ((0, 0), (0, 1), (0, 0)), constant_values=255) for i in chosen], 1
-        )
+        frames = example.sample
+        assert isinstance(frames, np.ndarray)
+        chosen = np.linspace(0, len(frames) - 1, min(SHOWN_FRAMES, len(frames))).round().astype(int)
+        strip = np.concatenate([np.pad(frames[i], ((0, 0), (0, 1), (0, 0)), constant_values=255) for i in chosen], 1)
         left.imshow(strip, aspect="equal", interpolation="nearest")
         left.set_anchor("E")
         colour = "#1b7837" if example.correct else "#b2182b"

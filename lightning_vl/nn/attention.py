@@ -83,18 +83,26 @@ class PackedAttention(Attention):
         heads: number of heads; divides ``dim``.
         dropout: share of attention probabilities set to zero in training.
         causal: whether a token sees only itself and those before it.
+        bias: whether the projections add one: BERT's do, the Transformer's are matrices alone.
     """
 
-    def __init__(self, dim: int, heads: int, dropout: float = 0.0, causal: bool = False) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0, causal: bool = False, bias: bool = True) -> None:
         super().__init__(dim, heads, dropout)
         self.causal = causal
+        if not bias:
+            self.query_key_value.register_parameter("bias", None)
+            self.output.register_parameter("bias", None)
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:  # type: ignore[override]
         """(t, d) to the same."""
         projected = packing.pad(self.query_key_value(x))
         query, key, value = rearrange(projected, "b n (three h c) -> three b h n c", three=3, h=self.heads)
-        context = masked_attention(query, key, value, packing.mask, self.causal, self.dropout if self.training else 0.0)
+        context = self.attend(query, key, value, packing.mask)
         return self.output(packing.unpad(rearrange(context, "b h n c -> b n (h c)")))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """softmax(q k^T / sqrt(c)) v for (b, h, n, c) each, over the keys of the sequence; see `masked_attention`."""
+        return masked_attention(query, key, value, mask, self.causal, self.dropout if self.training else 0.0)
 
 
 def masked_attention(

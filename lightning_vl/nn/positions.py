@@ -1,4 +1,4 @@
-"""How tokens know where they are (ViT, App. D.4), and positions taken to another grid or to several time steps."""
+"""How tokens know where they are (the Transformer, Sec. 3.5; ViT, App. D.4), and how positions go to other grids and times."""
 
 from abc import ABC, abstractmethod
 
@@ -108,6 +108,26 @@ def sincos_positions(grid: Grid, dim: int, class_row: bool) -> Tensor:
     x, y = x.reshape(-1, 1) * frequencies, y.reshape(-1, 1) * frequencies  # (h w, d / 4) each
     patches = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=-1)[None]
     return torch.cat([torch.zeros(1, 1, dim), patches], dim=1) if class_row else patches
+
+
+def sinusoids(positions: Tensor, dim: int) -> Tensor:
+    """Fixed positions of any length ("Attention Is All You Need", Sec. 3.5).
+
+    PE(pos, 2 i) = sin(pos / 10000^(2 i / d)) and PE(pos, 2 i + 1) = cos(of the same): sines and cosines alternate, as
+    the paper writes them (its code puts all sines first).
+
+    Args:
+        positions: (t,) the place of each token in its sequence, from 0.
+        dim: width d; even.
+
+    Returns:
+        (t, d).
+    """
+    if dim % 2:
+        raise ValueError(f"dim {dim} has no pairs of a sine and a cosine")
+    frequencies = 10_000 ** -(torch.arange(0, dim, 2, device=positions.device) / dim)  # (d / 2,)
+    angles = positions[:, None] * frequencies  # (t, d / 2)
+    return rearrange([angles.sin(), angles.cos()], "two t i -> t (i two)")
 
 
 def _tokens(grid: Grid, class_row: bool) -> int:

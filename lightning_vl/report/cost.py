@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 aten = torch.ops.aten
@@ -185,11 +185,11 @@ def static_cost(net: nn.Module) -> Cost:
     The network is left as it is: a trained one on a GPU gives the same numbers as a freshly built one on meta.
 
     Args:
-        net: has ``example_inputs(batch_size) -> tuple[Tensor, ...]``.
+        net: has ``example_inputs(batch_size) -> tuple``, tensors and named tuples of tensors.
     """
     device = next(net.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the inputs are random
-        inputs = [value.to("meta") for value in _example_inputs(net, batch_size=1)]
+        inputs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), _example_inputs(net, batch_size=1))
     tensors = dict(net.named_parameters(remove_duplicate=False)) | dict(net.named_buffers(remove_duplicate=False))
     on_meta = _Substituted(net, {name: tensor.detach().to("meta") for name, tensor in tensors.items()})
     with _eval_mode(net):
@@ -206,7 +206,7 @@ def measure_speed(net: nn.Module, batch_size: int, precision: str, runs: int | N
     """Time the forward in eval mode on the network's device: one warm-up, then the median of several runs.
 
     Args:
-        net: has ``example_inputs(batch_size) -> tuple[Tensor, ...]``; its parameters are on the device to measure.
+        net: has ``example_inputs(batch_size) -> tuple``, tensors and named tuples of tensors; its parameters are on the device to measure.
         batch_size: samples in one forward.
         precision: "fp32", or "bf16" for autocast.
         runs: number of timed runs; None for as many as fit :data:`LATENCY_SECONDS`, within :data:`LATENCY_RUNS`.
@@ -227,7 +227,7 @@ def measure_speed(net: nn.Module, batch_size: int, precision: str, runs: int | N
     return Speed(latency_ms=1000 * statistics.median(seconds), runs=len(seconds), peak_memory_gib=memory)
 
 
-def peak_memory_gib(net: nn.Module, *inputs: Tensor) -> float | None:
+def peak_memory_gib(net: nn.Module, *inputs: Any) -> float | None:
     """The most memory that one forward without gradients holds at once, parameters and inputs included, in GiB.
 
     On CUDA the allocator's own ``max_memory_allocated``. On the CPU, where the process's high-water mark never falls
@@ -245,7 +245,8 @@ def peak_memory_gib(net: nn.Module, *inputs: Tensor) -> float | None:
             net(*inputs)
         return None
     # no_grad, not inference mode: composite operations are then taken apart before they get here.
-    with torch.no_grad(), _LiveTensors([*net.parameters(), *net.buffers(), *inputs]) as live:
+    held = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    with torch.no_grad(), _LiveTensors([*net.parameters(), *net.buffers(), *held]) as live:
         net(*inputs)
     return live.peak_bytes / GIBI
 
@@ -289,12 +290,12 @@ class _Substituted(nn.Module):
         self.net = net
         self.tensors = tensors
 
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, *inputs: Any) -> Any:
         return torch.func.functional_call(self.net, self.tensors, inputs, tie_weights=False)
 
 
-def _example_inputs(net: nn.Module, batch_size: int) -> tuple[Tensor, ...]:
-    make: Callable[[int], tuple[Tensor, ...]] = net.example_inputs  # type: ignore[assignment]
+def _example_inputs(net: nn.Module, batch_size: int) -> tuple[Any, ...]:
+    make: Callable[[int], tuple[Any, ...]] = net.example_inputs  # type: ignore[assignment]
     return make(batch_size)
 
 

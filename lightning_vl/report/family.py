@@ -18,6 +18,8 @@ from lightning_vl.report.results import read_yaml
 
 # Keys that say who, where and what to expect, never what was done.
 NOT_SCIENCE = ("seed_everything", "expected", "run", "trainer.default_root_dir", "trainer.logger", "ckpt_path")
+CHECKPOINT = "CHECKPOINT"  # in the values of `then`: path of the best checkpoint of the run before
+SCRATCH = "scratch"  # in a run's id, for the experiment that it would have started from
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,41 @@ class Quick:
 
 
 @dataclass(frozen=True)
+class Then:
+    """An experiment that starts from the best checkpoint of each run of the sweep: what was its training worth?
+
+    Attributes:
+        experiment: file, relative to the working directory.
+        metric: as logged; its column in the table.
+        start: dotted keys of that file to the values that they get, in which ``CHECKPOINT`` stands for the path.
+        keep: dotted keys that get the value of the experiment started from, where its own file has them.
+        label: over its columns; the experiment's name where absent.
+        baseline: logged ``baseline/...`` names, a column each.
+        scratch: dotted keys to values, as ``start``, of a run that starts from nothing, once a seed; ``{}`` where the
+            file as it is does. Kept keys, and a ``CHECKPOINT`` (of which only a vocabulary is taken, say), are of the
+            sweep's first experiment. No such runs where absent.
+    """
+
+    experiment: str
+    metric: str
+    start: dict[str, Any]
+    keep: list[str] = field(default_factory=list)
+    label: str | None = None
+    baseline: list[str] = field(default_factory=list)
+    scratch: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return Path(self.experiment).stem
+
+    @property
+    def title(self) -> str:
+        """Over its columns, and before its metrics' names."""
+        return self.label or self.name
+
+
+@dataclass(frozen=True)
 class Sweep:
     """A sweep file: a family of experiments and seeds that make one table.
 
@@ -119,6 +156,7 @@ class Sweep:
             finished run where absent.
         quick: what ``--quick`` runs instead.
         core_days: what training costs are computed with; such a sweep's table needs no finished run.
+        then: experiments that start from the best checkpoint of each run.
     """
 
     name: str
@@ -138,6 +176,7 @@ class Sweep:
     compute_budget: float | None = None
     quick: Quick | None = None
     core_days: CoreDays | None = None
+    then: list[Then] = field(default_factory=list)
 
     @property
     def names(self) -> list[str]:
@@ -161,7 +200,7 @@ def read_sweep(path: str | Path) -> Sweep:
     sweep: Sweep = _typed(Sweep, read_yaml(path), str(path))
     if not sweep.experiments or not sweep.seeds:
         raise UserError(f"{path}: experiments or seeds is empty", "List at least one of each")
-    for file in [*sweep.experiments, *sweep.cost.values()]:
+    for file in [*sweep.experiments, *sweep.cost.values(), *(then.experiment for then in sweep.then)]:
         if not Path(file).is_file():
             raise UserError(f"{path}: {file} does not exist", "Paths are relative to the working directory")
     for override in [*sweep.overrides, *(sweep.quick.overrides if sweep.quick else [])]:
@@ -189,6 +228,7 @@ def read_sweep(path: str | Path) -> Sweep:
     if sweep.core_days:
         _check_core_days(path, sweep, sweep.core_days)
     _check_values(path, sweep)
+    _check_then(path, sweep)
     return sweep
 
 
@@ -285,6 +325,47 @@ def _check_values(path: Path, sweep: Sweep) -> None:
             raise UserError(f"{path}: pairs has {pair}", "Name two experiments: [which overtakes, which is overtaken]")
 
 
+def _check_then(path: Path, sweep: Sweep) -> None:
+    if sweep.then and sweep.over:
+        raise UserError(f"{path}: then and over do not go together", "Leave one of them out, or make two sweep files")
+    if sweep.then and SCRATCH in sweep.names:
+        raise UserError(f"{path}: an experiment is called {SCRATCH!r}, as runs from nothing are", "Rename its file")
+    for what in ("name", "title"):
+        values = [getattr(then, what) for then in sweep.then]
+        if len(values) != len(set(values)):
+            raise UserError(f"{path}: then has the same experiment or label twice", "Give each its own")
+    before = [read_yaml(Path(file)) for file in sweep.experiments]
+    for number, then in enumerate(sweep.then, 1):
+        where, after = f"{path}: then: item {number}", read_yaml(Path(then.experiment))
+        if not mentions_checkpoint(then.start):
+            raise UserError(
+                f"{where}: start does not mention {CHECKPOINT}", f"As in: KEY: {{class_path: ..., path: {CHECKPOINT}}}"
+            )
+        for key in [*then.start, *then.keep, *(then.scratch or {})]:
+            if not _has_place(after, key):
+                raise UserError(
+                    f"{where}: {then.experiment} has no place for the key {key!r}", "Mend the key's spelling"
+                )
+        for key in then.keep:
+            if all(value_at(config, key) is None for config in before):
+                raise UserError(f"{where}: keep: no experiment of the sweep has the key {key!r}", "Mend its spelling")
+
+
+def mentions_checkpoint(value: Any) -> bool:
+    """Whether ``CHECKPOINT`` is somewhere in a value."""
+    if isinstance(value, Mapping):
+        return any(map(mentions_checkpoint, value.values()))
+    return any(map(mentions_checkpoint, value)) if isinstance(value, list) else value == CHECKPOINT
+
+
+def _has_place(config: Any, key: str) -> bool:
+    """Whether a dotted key may be set in a configuration: what it is a part of is there, its name is not checked."""
+    parent = key.rpartition(".")[0]
+    if parent.endswith(".init_args") and value_at(config, parent) is None:
+        return value_at(config, parent.removesuffix("init_args") + "class_path") is not None
+    return bool(parent) and isinstance(value_at(config, parent), Mapping)
+
+
 def _check_core_days(path: Path, sweep: Sweep, assumed: CoreDays) -> None:
     if not 0 < assumed.utilisation <= 1 or assumed.peak_tflops <= 0 or assumed.price_per_core_hour < 0:
         raise UserError(
@@ -312,6 +393,8 @@ def _check_paper(path: Path, paper: Paper) -> None:
 
 def _typed(kind: Any, value: Any, where: str) -> Any:
     """Check a YAML value against a type: a dataclass, list[..], dict[str, ..], a union with None, or a scalar."""
+    if kind is Any:
+        return value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         present = [argument for argument in arguments if argument is not types.NoneType]

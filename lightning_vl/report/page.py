@@ -16,7 +16,7 @@ VALUE_WIDTH = 160
 def render(comparison: Comparison) -> str:
     """The page: table, figures, expectations, differences, runs; everything inline."""
     scatter, lines = accuracy_over_compute(comparison, titled=False), curves(comparison)
-    runs = [run for row in comparison.rows for run in row.runs]
+    runs = [run for row in comparison.rows for run in (*row.runs, *row.after)]
     metrics = list(dict.fromkeys(name for row in comparison.rows for name in row.metrics))
     return (
         _environment()

@@ -58,6 +58,7 @@ def publish(places: Sequence[str], note: str, command: str | None = None, sweep:
             raise UserError(f"{absolute[0]} is a path of this machine", "Write a placeholder such as PATH instead")
     runs, left_out = find_runs(places)
     commands = _commands_of(sweep) if sweep else {}
+    starts = {(task.experiment, task.folder.name): task.start for task in tasks(sweep)} if sweep else {}
     if sweep:
         runs = [run for run in runs if (run.experiment, run.id) in commands]
     if not runs:
@@ -69,6 +70,8 @@ def publish(places: Sequence[str], note: str, command: str | None = None, sweep:
         path.parent.mkdir(parents=True, exist_ok=True)
         made_by = command or commands.get((run.experiment, run.id)) or _command_of(run.experiment)
         record = {**_without_local(run.results), "command": made_by, "note": note}
+        if start := starts.get((run.experiment, run.id)):
+            record["start"] = start
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         paths.append(path)
     return paths
@@ -76,15 +79,17 @@ def publish(places: Sequence[str], note: str, command: str | None = None, sweep:
 
 def page() -> str:
     """RESULTS.md, from what lies in ``results/`` and ``experiments/``."""
-    alike: dict[tuple[str, int, str], list[Run]] = {}  # of one experiment on as many images
+    alike: dict[tuple[str, str, int, str], list[Run]] = {}  # of one experiment, started alike, on as many images
     for path in sorted(RESULTS.glob("*/*.json")):
         run = parse_results(path, path.parent)
         if isinstance(run, LeftOut):
             raise UserError(f"{path}: {run.reason}", "Publish that run again, or delete the file")
         trained_on = (run.results.get("data") or {}).get("train")
         size = trained_on if isinstance(trained_on, int) else 0
-        alike.setdefault((run.experiment, size, _data(run.results)), []).append(run)
-    rows = [make_row(key[0], sorted(runs, key=lambda run: (run.seed, run.id))) for key, runs in sorted(alike.items())]
+        start = run.results.get("start")
+        label = run.experiment if start is None else f"{run.experiment} from {start}"
+        alike.setdefault((run.experiment, label, size, _data(run.results)), []).append(run)
+    rows = [make_row(key[1], sorted(runs, key=lambda run: (run.seed, run.id))) for key, runs in sorted(alike.items())]
     columns = ["experiment", "data", "n", "metric", "measured", "baselines", "expected", "paper", "params (1e6)"]
     columns += ["MACs (1e9)", "steps", "minutes a run", "device"]
     lines = [_HEAD, markdown_row(columns), "|" + "---|" * len(columns)]
@@ -99,7 +104,7 @@ def page() -> str:
             same = [run for run in row.runs if (run.results.get("note", ""), run.results["command"]) == (note, command)]
             seeds = ", ".join(str(run.seed) for run in same)
             commits = ", ".join(sorted({_commit(run) for run in same}))
-            lines.append(f"- **{row.experiment}**, seed {seeds}, commit {commits}{': ' + note if note else ''}  ")
+            lines.append(f"- **{row.label}**, seed {seeds}, commit {commits}{': ' + note if note else ''}  ")
             lines.append(f"  `{command} --seed_everything {same[0].seed}`")
     published = {row.experiment for row in rows}
     files = sorted(file for file in Path("experiments").rglob("*.yaml") if file.parent.name not in NO_EXPERIMENTS)
@@ -146,7 +151,7 @@ def _cells(row: Row) -> list[str]:
         for kind in ("ours", "paper")
     }
     return [
-        row.experiment,
+        row.label,
         ", ".join(sorted({_data(item) for item in results})),
         str(len(row.runs)),
         heading(metric) if metric else "-",
@@ -193,7 +198,8 @@ def _commands_of(sweep: Sweep) -> dict[tuple[str, str], str]:
     """Experiment and id of a sweep's runs to the command that makes one, without seed and id."""
     commands = {}
     for task in tasks(sweep):
-        overrides = shlex.join(task.arguments[7:])  # after fit -c FILE --seed_everything SEED --run.id ID
+        words = task.words(task.after.folder.with_name("ID") / "checkpoints" / "best.ckpt" if task.after else None)
+        overrides = shlex.join(words[7:])  # after fit -c FILE --seed_everything SEED --run.id ID
         commands[task.experiment, task.folder.name] = f"{_command_of(task.experiment)} {overrides}".strip()
     return commands
 

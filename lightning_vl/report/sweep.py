@@ -2,12 +2,14 @@
 
 Every run is a process of its own, ``fit`` with a fixed run id: a sweep that was stopped goes on where it was when the
 same command is given again. A sweep ``over`` a value runs every experiment at each value, and draws curves over it
-(:mod:`lightning_vl.report.data_scale`). Nothing here needs torch until all runs are done and costs are measured.
+(:mod:`lightning_vl.report.data_scale`). Experiments named under ``then`` start from the best checkpoint of each run.
+Nothing here needs torch until all runs are done and costs are measured.
 """
 
 import argparse
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shlex
@@ -15,8 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,17 @@ from typing import Any
 from lightning_vl.errors import UserError
 from lightning_vl.report import data_scale
 from lightning_vl.report.compare import compare, read_costs, sweep_folder, write
-from lightning_vl.report.family import NOT_SCIENCE, Sweep, check_family, quick_sweep, read_sweep
+from lightning_vl.report.family import (
+    CHECKPOINT,
+    NOT_SCIENCE,
+    SCRATCH,
+    Sweep,
+    check_family,
+    mentions_checkpoint,
+    quick_sweep,
+    read_sweep,
+    value_at,
+)
 from lightning_vl.report.results import LeftOut, Run, read_run, read_yaml
 
 POLL_SECONDS = 0.2
@@ -38,29 +49,56 @@ class Task:
         experiment: name.
         seed: its seed.
         value: of the key that the sweep is over, or None.
-        arguments: of ``python -m lightning_vl``.
+        metric: that the sweep wants of it.
+        arguments: of ``python -m lightning_vl``; ``CHECKPOINT`` in them stands for that of ``after``.
         folder: the run's folder.
         log: where its output goes.
-        digest: of everything that makes its result.
+        inputs: everything that makes its result, but for the run that it starts from.
+        start: of a run of ``then``, the name of the experiment that it starts from, or ``scratch``; None of others.
+        after: the run whose best checkpoint it needs.
     """
 
     experiment: str
     seed: int
     value: int | None
+    metric: str
     arguments: tuple[str, ...]
     folder: Path
     log: Path
-    digest: str
+    inputs: str
+    start: str | None = None
+    after: "Task | None" = None
 
     @property
     def name(self) -> str:
         """For lines on the terminal."""
-        return f"{self.experiment}{'' if self.value is None else f' {self.value}'} seed {self.seed}"
+        start = "" if self.start is None else f" from {self.start}"
+        return f"{self.experiment}{'' if self.value is None else f' {self.value}'}{start} seed {self.seed}"
+
+    @property
+    def digest(self) -> str:
+        """Of everything that makes its result: a run before it that was made again makes another one."""
+        before = f"{self.after.digest} {_finished(self.after)}" if self.after else ""
+        return hashlib.sha256((self.inputs + before).encode()).hexdigest()
+
+    @property
+    def checkpoint(self) -> Path:
+        """What the run was tested with, or will be: its best checkpoint."""
+        run = read_run(self.folder)
+        tested = run.results.get("checkpoint") if isinstance(run, Run) else None
+        return self.folder / "checkpoints" / Path(tested or "best.ckpt").name  # wherever the folder has been moved to
 
     @property
     def command(self) -> str:
         """As a user would type it."""
-        return shlex.join(["python", "-m", "lightning_vl", *self.arguments])
+        return shlex.join(["python", "-m", "lightning_vl", *self.words()])
+
+    def words(self, checkpoint: Path | None = None) -> list[str]:
+        """The arguments with the checkpoint that it starts from, by default that of ``after``."""
+        if self.after is None:
+            return [*self.arguments]
+        path = (checkpoint or self.after.checkpoint).as_posix()
+        return [word.replace(CHECKPOINT, path) for word in self.arguments]
 
 
 def tasks(sweep: Sweep) -> list[Task]:
@@ -68,28 +106,62 @@ def tasks(sweep: Sweep) -> list[Task]:
     result = []
     for seed in sweep.seeds:
         for value in sweep.over.values if sweep.over else [None]:
-            for file, name in zip(sweep.experiments, sweep.names, strict=True):
+            for file in sweep.experiments:
                 end = f"seed{seed}" if value is None else f"{value}-seed{seed}"
-                overrides = [*sweep.overrides]
-                if sweep.over:
-                    overrides.append(f"--{sweep.over.key}={value}")
-                content = read_yaml(Path(file))
-                if isinstance(content, dict):
-                    content = {key: value for key, value in content.items() if key not in NOT_SCIENCE}
-                made_of = json.dumps([content, seed, overrides], sort_keys=True, default=str)
-                id = f"{sweep.name}-{end}"
-                result.append(
-                    Task(
-                        experiment=name,
-                        seed=seed,
-                        value=value,
-                        arguments=("fit", "-c", file, "--seed_everything", str(seed), "--run.id", id, *overrides),
-                        folder=Path("runs", name, id),
-                        log=sweep_folder(sweep) / "logs" / f"{name}-{end}.log",
-                        digest=hashlib.sha256(made_of.encode()).hexdigest(),
-                    )
-                )
+                set_here = [f"--{sweep.over.key}={value}"] if sweep.over else []
+                task = _task(sweep, file, sweep.metric, seed, end, [*sweep.overrides, *set_here])
+                result.append(replace(task, value=value))
+        if sweep.then:
+            result += _tasks_after(sweep, seed, result[-len(sweep.experiments) :])
     return result
+
+
+def _tasks_after(sweep: Sweep, seed: int, before: Sequence[Task]) -> list[Task]:
+    """The runs of ``then`` after those of a seed."""
+    result = []
+    for then in sweep.then:
+        starts: list[tuple[str, str, Task | None, dict[str, Any]]] = [
+            (task.experiment, file, task, then.start) for task, file in zip(before, sweep.experiments, strict=True)
+        ]
+        if then.scratch is not None:
+            first = before[0] if mentions_checkpoint(then.scratch) else None
+            starts.append((SCRATCH, sweep.experiments[0], first, then.scratch))
+        for start, file, after, given in starts:
+            config = read_yaml(Path(file))
+            kept = {key: value_at(config, key) for key in then.keep if value_at(config, key) is not None}
+            # text as it is: where text is expected, quotes would be a part of it
+            set_here = [
+                f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+                for key, value in {**kept, **given}.items()
+            ]
+            task = _task(
+                sweep, then.experiment, then.metric, seed, f"{start}-seed{seed}", [*set_here, *sweep.overrides]
+            )
+            result.append(replace(task, start=start, after=after))
+    return result
+
+
+def _task(sweep: Sweep, file: str, metric: str, seed: int, end: str, overrides: list[str]) -> Task:
+    name, id = Path(file).stem, f"{sweep.name}-{end}"
+    content = read_yaml(Path(file))
+    if isinstance(content, dict):
+        content = {key: value for key, value in content.items() if key not in NOT_SCIENCE}
+    return Task(
+        experiment=name,
+        seed=seed,
+        value=None,
+        metric=metric,
+        arguments=("fit", "-c", file, "--seed_everything", str(seed), "--run.id", id, *overrides),
+        folder=Path("runs", name, id),
+        log=sweep_folder(sweep) / "logs" / f"{name}-{end}.log",
+        inputs=json.dumps([content, seed, overrides], sort_keys=True, default=str),
+    )
+
+
+def _finished(task: Task) -> Any:
+    """When a run ended, or None."""
+    run = read_run(task.folder)
+    return run.results.get("finished") if isinstance(run, Run) else None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -115,11 +187,16 @@ def main(argv: Sequence[str]) -> int:
     _report(sweep, warnings)
     for task, reason in failed:
         _say(f"failed: {task.name}: {reason}\n  {task.command}\n  {task.log}")
+        for other in todo:
+            if other.after == task:
+                _say(f"not run: {other.name}: it starts from {task.name}, which failed")
     return 1 if failed else 0
 
 
 def _split(sweep: Sweep, every: Sequence[Task]) -> tuple[list[Task], list[Task]]:
     """What is to be run and what is finished.
+
+    A run of ``then`` whose inputs have changed is to be run again: it follows from the others.
 
     Raises:
         UserError: a finished run was made by another experiment file or other overrides than now.
@@ -127,9 +204,9 @@ def _split(sweep: Sweep, every: Sequence[Task]) -> tuple[list[Task], list[Task]]
     kept = _read_json(_digests(sweep))
     todo, done = [], []
     for task in every:
-        if not isinstance(read_run(task.folder), Run):
+        if not isinstance(read_run(task.folder), Run) or (task.start is not None and _is_outdated(task, kept)):
             todo.append(task)
-        elif kept.get(task.log.stem, task.digest) != task.digest:
+        elif _is_outdated(task, kept):
             raise UserError(
                 f"{task.folder} was made before {task.experiment} or the overrides were changed",
                 "Move that folder away to run it again, or give the sweep a new name",
@@ -137,6 +214,11 @@ def _split(sweep: Sweep, every: Sequence[Task]) -> tuple[list[Task], list[Task]]
         else:
             done.append(task)
     return todo, done
+
+
+def _is_outdated(task: Task, kept: Mapping[str, str]) -> bool:
+    """Whether a run was made from something else than now; one of which no digest was kept counts as it is."""
+    return kept.get(task.log.stem, task.digest) != task.digest
 
 
 def _print_plan(sweep: Sweep, todo: Sequence[Task], done: Sequence[Task]) -> None:
@@ -152,29 +234,35 @@ def _print_plan(sweep: Sweep, todo: Sequence[Task], done: Sequence[Task]) -> Non
 
 def _run_all(sweep: Sweep, todo: Sequence[Task], jobs: int) -> list[tuple[Task, str]]:
     """Run every task, so many at once; gives those that failed, with a line of why."""
-    digests = _read_json(_digests(sweep)) | {task.log.stem: task.digest for task in todo}
-    _write_json(_digests(sweep), digests)
+    digests = _read_json(_digests(sweep))
     environment = {key: value for key, value in os.environ.items() if key != "LIGHTNING_VL_RUN_ID"}
     if jobs > 1:  # else every run takes all cores and they get in each other's way
         environment["OMP_NUM_THREADS"] = str(max(1, _cores() // jobs))
-    waiting, failed = deque(enumerate(todo, 1)), []
+    waiting, failed = dict(enumerate(todo, 1)), list[tuple[Task, str]]()
+    pending = {task.folder for task in todo}  # waiting or running: what starts from one of them waits for it
     running: dict[int, tuple[Task, subprocess.Popen[bytes], float]] = {}
     seconds: list[float] = []
     held: set[int] = set()
     previous = signal.signal(signal.SIGTERM, _terminated)
     try:
         while waiting or running:
-            for _ in range(len(waiting)):
+            for number, task in list(waiting.items()):
                 if len(running) == jobs:
                     break
-                number, task = waiting.popleft()
-                process = _start(task, environment)
+                if task.after and task.after.folder in pending:
+                    continue
+                if task.after and any(task.after == other for other, _ in failed):
+                    pending.remove(waiting.pop(number).folder)
+                    continue
+                process = _start(task, environment, _is_outdated(task, digests))
                 if process is None:
-                    waiting.append((number, task))
                     if number not in held:
                         _say(f"[{number}/{len(todo)}] {task.name}: an earlier sweep's process is still at it; waiting")
                         held.add(number)
                     continue
+                del waiting[number]
+                digests[task.log.stem] = task.digest
+                _write_json(_digests(sweep), digests)
                 _say(f"[{number}/{len(todo)}] {task.name}: {task.command}")
                 running[number] = (task, process, time.monotonic())
             time.sleep(POLL_SECONDS)
@@ -183,11 +271,12 @@ def _run_all(sweep: Sweep, todo: Sequence[Task], jobs: int) -> list[tuple[Task, 
                 if process.poll() is None:
                     continue
                 del running[number]
+                pending.remove(task.folder)
                 seconds.append(time.monotonic() - started)
                 reason = _outcome(task, process.returncode)
                 if reason:
                     failed.append((task, reason))
-                outcome = reason or _result(sweep, task)
+                outcome = reason or _result(task)
                 left = (len(waiting) + len(running)) * sum(seconds) / len(seconds) / jobs
                 _say(
                     f"[{number}/{len(todo)}] {task.name}: {outcome} after {_minutes(seconds[-1])}"
@@ -202,8 +291,11 @@ def _run_all(sweep: Sweep, todo: Sequence[Task], jobs: int) -> list[tuple[Task, 
     return failed
 
 
-def _start(task: Task, environment: dict[str, str]) -> "subprocess.Popen[bytes] | None":
-    """Start a run, or give None where a process of an earlier sweep, which was killed, still works on it."""
+def _start(task: Task, environment: dict[str, str], outdated: bool) -> "subprocess.Popen[bytes] | None":
+    """Start a run, or give None where a process of an earlier sweep, which was killed, still works on it.
+
+    What was made of earlier inputs of a run of ``then`` is set aside first.
+    """
     task.log.parent.mkdir(parents=True, exist_ok=True)
     with task.log.open("ab") as log:
         try:
@@ -212,16 +304,27 @@ def _start(task: Task, environment: dict[str, str]) -> "subprocess.Popen[bytes] 
             return None
         except OSError:  # a file system without locks
             pass
+        if outdated and task.start is not None and task.folder.exists():
+            _say(f"{task.name}: what it starts from has changed; its earlier run is kept in {_set_aside(task.folder)}")
         log.write(f"$ {task.command}\n".encode())
         log.flush()
         return subprocess.Popen(
-            [sys.executable, "-m", "lightning_vl", *task.arguments],
+            [sys.executable, "-m", "lightning_vl", *task.words()],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,  # a Ctrl-C at the terminal reaches the sweep alone, which passes it on once
         )
+
+
+def _set_aside(folder: Path) -> Path:
+    """Move a run's folder to a name of its own, with a record that no comparison takes for a finished run."""
+    number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}-outdated{n}").exists())
+    record = _read_json(folder / "results.json")
+    if record:
+        _write_json(folder / "results.json", record | {"status": "outdated"})
+    return folder.rename(folder.with_name(f"{folder.name}-outdated{number}"))
 
 
 def _stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
@@ -253,10 +356,10 @@ def _outcome(task: Task, code: int) -> str | None:
     return f"exit code {code}, {(errors or lines or ['no output'])[-1].strip()[:200]}"
 
 
-def _result(sweep: Sweep, task: Task) -> str:
+def _result(task: Task) -> str:
     run = read_run(task.folder)
-    value = run.metrics.get(sweep.metric) if isinstance(run, Run) else None
-    return f"{sweep.metric} {value:.4f}" if value is not None else f"no {sweep.metric}"
+    value = run.metrics.get(task.metric) if isinstance(run, Run) else None
+    return f"{task.metric} {value:.4f}" if value is not None else f"no {task.metric}"
 
 
 def _cost_files(sweep: Sweep) -> list[str]:
@@ -294,9 +397,10 @@ def _report(sweep: Sweep, warnings: Sequence[str]) -> None:
     """Compare what is finished, and write and print it."""
     from rich.console import Console
 
-    from lightning_vl.report.table import print_table
+    from lightning_vl.report.table import add_then, print_table
 
-    read = [read_run(task.folder) for task in tasks(sweep)]
+    every = tasks(sweep)
+    read = [read_run(task.folder) for task in every if task.start is None]
     runs = [run for run in read if isinstance(run, Run)]
     if not runs:
         _say("no run is finished: there is nothing to compare")
@@ -311,10 +415,23 @@ def _report(sweep: Sweep, warnings: Sequence[str]) -> None:
         return
     comparison = compare(runs, left_out, sweep, read_costs(sweep, sweep_folder(sweep)))
     comparison = replace(comparison, warnings=(*comparison.warnings, *warnings))
+    if sweep.then:
+        after = {
+            (task.experiment, task.start, task.seed): _read_after(task) for task in every if task.start is not None
+        }
+        comparison = add_then(comparison, sweep, after)
     paths = write(comparison, sweep_folder(sweep))
     print_table(comparison, Console())
     for path in paths:
         print(path)
+
+
+def _read_after(task: Task) -> Run | LeftOut:
+    """A run of ``then``, unless the run that it starts from was made again since."""
+    run, own, before = read_run(task.folder), _finished(task), _finished(task.after) if task.after else ""
+    if isinstance(run, Run) and (before is None or own is None or own < before):
+        return LeftOut(task.folder, "the run that it starts from was made again since")
+    return run
 
 
 def _show_progress(running: Sequence[Task]) -> None:

@@ -11,10 +11,10 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from lightning_vl.report.family import Sweep
+from lightning_vl.report.family import SCRATCH, Sweep, Then
 from lightning_vl.report.results import LeftOut, Run
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ SEEDS_TO_MARK = 3
 GUTTER = 3  # between groups on a terminal
 LEFT_OUT_LINES = 5  # of run folders that take no part
 
-_SHARES = re.compile(r"top\d|accuracy|recall|r@\d|transfer/")
+_SHARES = re.compile(r"top\d|accuracy|matthews|f1|recall|r@\d|transfer/")
 _LOWER_IS_BETTER = re.compile(r"loss|error|perplexity|rank")
 
 
@@ -85,6 +85,8 @@ class Row:
         cost: what ``profile`` gave for the experiment that the sweep takes the cost from.
         paper: column key to printed value.
         training: what its file's training costs; None where the sweep has no ``core_days``.
+        after: the runs of the sweep's ``then`` that start from this row's, whose metrics are among ``metrics`` too, as
+            ``<title>: <logged name>``.
     """
 
     experiment: str
@@ -99,6 +101,7 @@ class Row:
     cost: Mapping[str, Any] | None = None
     paper: Mapping[str, float] | None = None
     training: "TrainingCost | None" = None
+    after: tuple[Run, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,42 @@ def row_without_runs(
 ) -> Row:
     """A row of printed and computed values alone."""
     return Row(name, label, (), {}, None, None, None, (), paper=paper, training=training)
+
+
+def add_then(comparison: Comparison, sweep: Sweep, read: Mapping[tuple[str, str, int], Run | LeftOut]) -> Comparison:
+    """The rows of a sweep with what was started from their runs, and a row of what was started from nothing.
+
+    Args:
+        comparison: of the sweep's own runs.
+        sweep: with ``then``.
+        read: experiment of ``then``, experiment started from or ``scratch``, and seed, to the run.
+    """
+    rows, warnings = [*comparison.rows], [*comparison.warnings]
+    if any(then.scratch is not None for then in sweep.then):
+        rows.append(row_without_runs(SCRATCH, "from scratch", None))
+    for number, row in enumerate(rows):
+        for then in sweep.then:
+            runs = [read.get((then.name, row.experiment, seed)) for seed in sweep.seeds]
+            done = [run for run in runs if isinstance(run, Run)]
+            missing = [str(seed) for run, seed in zip(runs, sweep.seeds, strict=True) if not isinstance(run, Run)]
+            if missing and (row.experiment != SCRATCH or then.scratch is not None):
+                warnings.append(f"{then.title} from {row.label} has no finished run of seed {', '.join(missing)}")
+            found = {
+                then_metric(then, name): summarise([run.metrics[name] for run in done if name in run.metrics])
+                for name in (then.metric, *then.baseline)
+                if any(name in run.metrics for run in done)
+            }
+            if done and then_metric(then, then.metric) not in found:
+                warnings.append(f"{then.title} from {row.label} has no metric {then.metric}")
+            row = replace(row, metrics=row.metrics | found, after=(*row.after, *done))
+        rows[number] = row
+    left_out = [run for run in read.values() if isinstance(run, LeftOut)]
+    return replace(comparison, rows=tuple(rows), warnings=tuple(warnings), left_out=(*comparison.left_out, *left_out))
+
+
+def then_metric(then: Then, name: str) -> str:
+    """How a row calls a metric of what was started from its runs."""
+    return f"{then.title}: {name}"
 
 
 def default_metric(runs: Sequence[Run]) -> str | None:
@@ -233,7 +272,9 @@ class Group:
 def groups(comparison: Comparison) -> list[Group]:
     """The table's columns: measured by these runs, the cost at the size the sweep names, the paper's."""
     rows = comparison.rows
-    ours: dict[str, list[str]] = {"runs": [str(len(row.runs)) if row.runs else "not run" for row in rows]}
+    ours: dict[str, list[str]] = {
+        "runs": [str(len(row.runs)) if row.runs else "-" if row.after else "not run" for row in rows]
+    }
     for metric in _shown_metrics(comparison):
         name, _, unit = heading(metric).rpartition(" ") if is_share(metric) else (metric, "", "")
         ours[f"{name}\n{unit}"] = [
@@ -248,6 +289,8 @@ def groups(comparison: Comparison) -> list[Group]:
         ours["params\n(1e6)"] = [quantity(_millions(row.parameters)) for row in rows]
         ours["MACs\n(1e9)"] = [quantity(row.gmacs) for row in rows]
     result = [Group("measured", ours)]
+    if any(row.after for row in rows) and comparison.sweep:
+        result += [Group(f"then: {then.title}", _then_columns(then, rows)) for then in comparison.sweep.then]
     if costed:
         result.append(Group("cost at the paper's size", _cost_columns(rows)))
     if comparison.sweep and comparison.sweep.paper:
@@ -271,6 +314,12 @@ def notes(comparison: Comparison) -> list[str]:
         rule = f"* {better} {comparison.metric}, marked where mean ± spread meets no other row's"
         rule += f" (at least {SEEDS_TO_MARK} runs each)"
         lines.append(rule + ("." if any(row.best for row in rows) else ": no row stands out."))
+    if sweep and any(row.after for row in rows):
+        lines += [
+            f"Then {then.title}: {then.name}, started from the best checkpoint of each run"
+            + (", and from nothing." if then.scratch is not None else ".")
+            for then in sweep.then
+        ]
     costs = [row.cost for row in rows if row.cost]
     if costs:
         first = costs[0]
@@ -299,6 +348,16 @@ def _shown_metrics(comparison: Comparison) -> list[str]:
     names = dict.fromkeys(name for row in comparison.rows for name in row.metrics)
     others = [name for name in names if name.startswith("test/") and name not in first and is_share(name)]
     return [*first, *others[:2]]
+
+
+def _then_columns(then: Then, rows: Sequence[Row]) -> dict[str, list[str]]:
+    found = [row.metrics.get(then_metric(then, then.metric)) for row in rows]
+    columns = {"runs": [str(len(summary.values)) if summary else "-" for summary in found]}
+    for name in (then.metric, *then.baseline):  # a baseline has the metric's unit
+        cells = [row.metrics.get(then_metric(then, name)) for row in rows]
+        unit = "(%)" if is_share(then.metric) else ""
+        columns[f"{name}\n{unit}"] = [mean_and_spread(cell, then.metric) if cell else "-" for cell in cells]
+    return columns
 
 
 def _expected_cell(row: Row, metric: str | None) -> str:
@@ -450,6 +509,10 @@ def as_csv(comparison: Comparison) -> str:
         }
         for name, summary in row.metrics.items():
             line |= {f"{name} mean": summary.mean, f"{name} spread": summary.spread}
+        for then in comparison.sweep.then if comparison.sweep else ():
+            name = then_metric(then, then.metric)
+            if name in row.metrics:
+                line[f"{name} n"] = len(row.metrics[name].values)
         for key in ("experiment", "parameters", "gmacs", "gflops", "paper_gflops", "latency_ms", "runtime_ratio"):
             if row.cost is not None:
                 line[f"cost {key}"] = row.cost.get(key)

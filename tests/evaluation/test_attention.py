@@ -1,4 +1,4 @@
-"""What a ViT's weights and attention show, against the definitions written out."""
+"""What weights and attention show, against the definitions written out."""
 
 from itertools import product
 from math import hypot, sqrt
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_vl.evaluation.attention import (
     attention_distance,
     attention_weights,
+    habits,
     mean_distance,
     of_layers,
     pixel_distances,
@@ -20,7 +21,9 @@ from lightning_vl.evaluation.attention import (
     rollout_map,
     uniform_distance,
 )
-from lightning_vl.nn.attention import Attention, RelativeAttention
+from lightning_vl.nn.attention import Attention, PackedAttention, RelativeAttention
+from lightning_vl.nn.packing import pack
+from lightning_vl.papers.bert.model import Bert
 from lightning_vl.papers.vit.model import ViT
 
 GRID, PATCH = (3, 3), 4
@@ -75,6 +78,52 @@ def test_weights_are_those_that_the_module_used(attention: Attention) -> None:
     value = attention.query_key_value(x)[..., 24:].unflatten(-1, (3, 4)).transpose(1, 2)  # (b, h, n, c)
     again = attention.output((weights @ value).transpose(1, 2).flatten(2))
     torch.testing.assert_close(again, attention(x))
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["both ways", "causal"])
+@pytest.mark.parametrize("lengths", [[3, 5, 1], [4, 4]], ids=str)
+@torch.no_grad()
+def test_weights_of_packed_sequences(lengths: list[int], causal: bool) -> None:
+    """Breaks if a token's weights are not those of its own sequence, or a causal token has some on a later one."""
+    attention = PackedAttention(12, 3, dropout=0.5, causal=causal)
+    spread_out(attention)
+    line = torch.randn(sum(lengths), 12)
+    weights = attention_weights(attention, line, pack(torch.tensor(lengths)))
+    assert weights.shape == (len(lengths), 3, max(lengths), max(lengths))
+    for sequence, of_sequence, n in zip(line.split(lengths), weights, lengths, strict=True):
+        assert not of_sequence[:, :n, n:].any()
+        for head in range(3):
+            by_hand = softmax_by_hand(attention, sequence, head)
+            by_hand = by_hand.tril() / by_hand.tril().sum(-1, keepdim=True) if causal else by_hand
+            torch.testing.assert_close(of_sequence[head, :n, :n], by_hand)
+
+
+def test_layers_of_a_network_with_several_inputs() -> None:
+    """Breaks if a network on packed lines cannot be looked into, or its packing does not reach the weights."""
+    net = Bert(11, layers=2, dim=8, heads=2, mlp_dim=8, positions=6)
+    spread_out(net)
+    ids, packing = torch.randint(11, (6,)), pack(torch.tensor([2, 4]))
+    heads = of_layers(net, (ids, torch.zeros_like(ids), packing), lambda weights: weights)
+    assert [tuple(weights.shape) for weights in heads] == [(2, 2, 4, 4)] * 2
+    first = net.norm(net.tokens(ids) + net.segments(torch.zeros_like(ids)) + net.positions(packing.positions))
+    torch.testing.assert_close(heads[0], attention_weights(net.blocks[0].attention, first, packing))
+
+
+def test_habits_equal_two_loops() -> None:
+    """Breaks if before and after change places, a token without a neighbour is counted, or one [SEP] alone is."""
+    weights = torch.rand(3, 5, 5).softmax(-1)
+    separators = torch.tensor([False, False, True, False, True])
+    of_heads = habits(weights, separators)
+    for head, of_head in enumerate(weights.tolist()):
+        expected = {
+            "first": sum(row[0] for row in of_head) / 5,
+            "separator": sum(row[2] + row[4] for row in of_head) / 5,
+            "previous": sum(of_head[i][i - 1] for i in range(1, 5)) / 4,
+            "itself": sum(of_head[i][i] for i in range(5)) / 5,
+            "next": sum(of_head[i][i + 1] for i in range(4)) / 4,
+            "distance": sum(of_head[i][j] * abs(i - j) for i in range(5) for j in range(5)) / 5,
+        }
+        assert {name: of[head].item() for name, of in of_heads._asdict().items()} == pytest.approx(expected)
 
 
 def test_looking_changes_nothing_and_leaves_nothing(vit: ViT) -> None:

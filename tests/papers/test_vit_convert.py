@@ -21,11 +21,11 @@ from lightning_vl.papers.vit.convert import (
     from_timm,
     from_transformers,
     load_vit,
-    read_weights,
     to_timm,
     to_transformers,
 )
 from lightning_vl.papers.vit.model import ViT
+from lightning_vl.weights import read_weights
 
 DIM, HEADS = 128, 2  # heads of width 64, which is what files without a number of heads are taken to have
 

@@ -23,8 +23,9 @@ from lightning_vl.evaluation import attention
 from lightning_vl.nn.positions import RelativePositions
 from lightning_vl.papers.vit import figures
 from lightning_vl.papers.vit.bit import BiT
-from lightning_vl.papers.vit.figures import Drawing, Pictures, main
+from lightning_vl.papers.vit.figures import Pictures
 from lightning_vl.papers.vit.model import ViT
+from lightning_vl.report.drawing import Drawing, main
 
 SIZE, PATCH, GRID = 24, 6, (4, 4)
 NETWORK = {
@@ -341,7 +342,7 @@ def test_mistakes_are_said_in_two_lines(checkpoint: Path, data: Path, tmp_path: 
 def test_help_needs_no_torch(tmp_path: Path) -> None:
     """Breaks if asking what figures there are waits for torch or matplotlib."""
     script = (
-        "import sys\nfrom lightning_vl.papers.vit.figures import main\n"
+        "import sys\nfrom lightning_vl.report.drawing import main\n"
         "try:\n    main(['attention_distance', '--help'])\n"
         "except SystemExit:\n    print({'torch', 'matplotlib'} & set(sys.modules))"
     )

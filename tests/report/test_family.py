@@ -81,6 +81,52 @@ def test_mistake_in_a_sweep_file(write, changes: dict[str, Any], what: str, how:
     assert how in error.value.how
 
 
+START = {"model.init_args.init_from": {"class_path": "Weights", "init_args": {"path": "CHECKPOINT"}}}
+THEN: dict[str, Any] = {"experiment": "after.yaml", "metric": "test/accuracy", "start": START}
+
+
+def test_reads_what_comes_then(write) -> None:
+    """A key below a class that the file gives no arguments is as good as one beside those that it gives."""
+    Path("after.yaml").write_text("model: {init_args: {init_from: {class_path: Weights}}}")
+    (then,) = read_sweep(write(then=[THEN])).then
+    assert (then.name, then.title, then.start, then.scratch) == ("after", "after", START, None)
+    path = {"model.init_args.init_from.init_args.path": "CHECKPOINT"}
+    (then,) = read_sweep(write(then=[THEN | {"start": path, "scratch": {"model.init_args.init_from": None}}])).then
+    assert then.scratch == {"model.init_args.init_from": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"experiment": "gone.yaml"}, "gone.yaml does not exist"),
+        ({"metrics": ["test/top1"]}, "then: item 1: unknown key 'metrics'"),
+        ({"start": {"model.init_args.init_from": "best.ckpt"}}, "start does not mention CHECKPOINT"),
+        ({"start": {"modle.init_args.init_from": "CHECKPOINT"}}, "no place for the key 'modle.init_args.init_from'"),
+        ({"start": {"run.id": "CHECKPOINT"}}, "no place for the key 'run.id'"),
+        ({"start": {"seed_everything": "CHECKPOINT"}}, "no place for the key 'seed_everything'"),
+        ({"scratch": {"model.net.init_args.dim": 1}}, "no place for the key 'model.net.init_args.dim'"),
+        ({"keep": ["model.init_args.width"]}, "no experiment of the sweep has the key 'model.init_args.width'"),
+        ({"scratch": True}, "scratch is True"),
+    ],
+)
+def test_mistake_in_what_comes_then(write, changes: dict[str, Any], what: str) -> None:
+    """A mistake is found before the runs that come first have taken hours."""
+    Path("after.yaml").write_text("model: {init_args: {lr: 1}}")
+    with pytest.raises(UserError) as error:
+        read_sweep(write(then=[THEN | changes]))
+    assert what in error.value.what
+
+
+def test_what_comes_then_has_a_place_of_its_own(write) -> None:
+    """Two of one experiment would share folders, and curves over a value have no column for it."""
+    Path("after.yaml").write_text("model: {init_args: {lr: 1}}")
+    with pytest.raises(UserError, match="twice"):
+        read_sweep(write(then=[THEN, THEN | {"label": "again"}]))
+    over = {"key": "net", "label": "x", "values": [1]}
+    with pytest.raises(UserError, match="then and over"):
+        read_sweep(write(then=[THEN], over=over))
+
+
 def test_missing_sweep_file(tmp_path: Path) -> None:
     """No such file says so."""
     with pytest.raises(UserError, match="does not exist"):

@@ -142,3 +142,32 @@ def test_a_sweep_is_published_with_its_commands_table_and_figure(here: Path, mak
     assert "fit -c experiments/small.yaml --data.init_args.train_images=128 --seed_everything 0`" in text
     assert "| a table |\n\n![scale](results/scale/figure.png)" in text
     assert (here / "results" / "scale" / "figure.png").exists()
+
+
+def test_what_came_then_is_published_by_its_start(here: Path, make_run) -> None:
+    """Runs of one experiment from two starts and from nothing are three rows, each with a command to make it again."""
+    (here / "experiments" / "after.yaml").write_text("model: {init_args: {lr: 1}}\n")
+    (here / "experiments" / "large.yaml").write_text("x: 2\n")
+    (here / "sweep.yaml").write_text(
+        "{name: ab, title: Worth, experiments: [experiments/small.yaml, experiments/large.yaml], seeds: [0, 1], "
+        "metric: test/top1, differ_only_in: [x], then: [{experiment: experiments/after.yaml, metric: test/accuracy, "
+        "start: {model.init_args.init_from: CHECKPOINT}, scratch: {}}]}"
+    )
+    for seed in (0, 1):
+        for start, value in (("small", 0.2), ("large", 0.4), ("scratch", 0.1)):
+            make_run("after", seed, {"test/accuracy": value}, folder=f"ab-{start}-seed{seed}")
+    report = here / "runs" / "sweeps" / "ab"
+    report.mkdir(parents=True)
+    (report / "table.md").write_text("## Worth\n")
+    assert main(["runs", "--sweep", "sweep.yaml"]) == 0
+    text = (here / "RESULTS.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| after")]
+    assert [[row.split(" | ")[i].strip("| ") for i in (0, 2, 4)] for row in rows] == [
+        ["after from large", "2", "40.0 ± 0.0"],
+        ["after from scratch", "2", "10.0 ± 0.0"],
+        ["after from small", "2", "20.0 ± 0.0"],
+    ]
+    command = "python -m lightning_vl fit -c experiments/after.yaml"
+    start = "--model.init_args.init_from=runs/small/ID/checkpoints/best.ckpt"
+    assert f"- **after from small**, seed 0, 1, commit 01234567  \n  `{command} {start} --seed_everything 0`" in text
+    assert f"`{command} --seed_everything 0`" in text

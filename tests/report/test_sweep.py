@@ -1,7 +1,9 @@
 """The verb `sweep`: its plan, what it runs again, and the real thing on experiments of a few steps."""
 
+import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support import ROOT, TINY, command_line, environment
+from support import ROOT, TINY, TINY_IMAGES, command_line, environment
 
 from lightning_vl.__main__ import main
 from lightning_vl.report import sweep as module
@@ -45,11 +47,12 @@ def write(folder: Path, **changes: object) -> None:
     (folder / "sweep.yaml").write_text(yaml.safe_dump(content | changes))
 
 
-def finish(task: module.Task) -> None:
+def finish(task: module.Task, finished: str = "2026-11-23T12:00:00Z", **metrics: float) -> None:
     """Leave what a finished run leaves."""
-    task.folder.mkdir(parents=True)
+    task.folder.mkdir(parents=True, exist_ok=True)
     record = {"schema": 1, "experiment": task.experiment, "run": task.folder.name, "status": "finished"}
-    (task.folder / "results.json").write_text(json.dumps({**record, "seed": task.seed, "metrics": {"test/top1": 0.5}}))
+    record |= {"seed": task.seed, "finished": finished, "metrics": {"test/top1": 0.5, **metrics}}
+    (task.folder / "results.json").write_text(json.dumps(record))
 
 
 def test_dry_run_prints_the_commands(here: Path, capsys) -> None:
@@ -297,3 +300,170 @@ def test_keys_of_the_experiments_go_to_every_run(here: Path, capsys) -> None:
     for wrong in (["--job", "2"], ["data.init_args.batch_size"], ["--run.id=x"]):
         assert main(["sweep", "sweep.yaml", "--dry-run", *wrong]) == 2
         assert "sweep does not know" in capsys.readouterr().err
+
+
+START = {"model.init_args.init_from": {"class_path": "ViTInitialisation", "init_args": {"path": "CHECKPOINT"}}}
+
+
+@pytest.fixture
+def letters(here: Path) -> Path:
+    """A sweep of two ViTs of another width on digits, and then letters, from each of the two and from nothing."""
+    text = (ROOT / "experiments" / "vit_tiny.yaml").read_text()
+    files = {
+        "digits": text,
+        "digits_narrow": text.replace("mlp_dim: 128", "mlp_dim: 64"),
+        "letters": text.replace("ScatteredDigits", "ScatteredLetters", 1).replace("classes: 10", "classes: 26"),
+    }
+    for name, content in files.items():
+        (here / "experiments" / f"{name}.yaml").write_text(content)
+    write_letters(here)
+    return here
+
+
+def write_letters(here: Path, **changes: object) -> None:
+    """Write that sweep's file, with changes to its `then`."""
+    then = {
+        "experiment": "experiments/letters.yaml",
+        "metric": "test/top1",
+        "label": "fonts",
+        "start": START,
+        "keep": ["model.init_args.net.init_args.mlp_dim"],
+        "baseline": ["baseline/majority_top1"],
+        "scratch": {},
+    }
+    write(
+        here,
+        experiments=["experiments/digits.yaml", "experiments/digits_narrow.yaml"],
+        differ_only_in=["model.init_args.net"],
+        overrides=[*TINY_IMAGES, *SHORT[-3:]],
+        then=[then | changes],
+    )
+
+
+def test_what_comes_then_is_planned_after_each_run(letters: Path, capsys) -> None:
+    """Every run is followed by one from its checkpoint with its own network, each seed by one from nothing."""
+    assert main(["sweep", "sweep.yaml", "--dry-run"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if " fit " in line]
+    assert len(lines) == 2 * (2 + 3)
+    after = [line for line in lines if "letters.yaml" in line]
+    for seed, (one, narrow, scratch) in enumerate((after[:3], after[3:])):
+        assert f"--seed_everything {seed} --run.id short-digits-seed{seed} " in one
+        assert "init_args.mlp_dim=128 " in one
+        assert f'"path": "runs/digits/short-seed{seed}/checkpoints/best.ckpt"' in one
+        assert f"--run.id short-digits_narrow-seed{seed} " in narrow
+        assert "init_args.mlp_dim=64 " in narrow
+        assert f"runs/digits_narrow/short-seed{seed}/checkpoints/best.ckpt" in narrow
+        assert f"--run.id short-scratch-seed{seed} " in scratch
+        assert "init_from" not in scratch
+        assert all(line.endswith(" ".join(SHORT[-3:])) for line in (one, narrow, scratch))
+    places = [lines.index(line) for line in after]
+    assert places == [2, 3, 4, 7, 8, 9]  # a seed's runs, then what starts from them
+
+
+def test_a_run_made_again_makes_what_followed_it_again(letters: Path, capsys) -> None:
+    """A value measured from a checkpoint that is no longer there must not stand in the table."""
+    every = tasks(read_sweep("sweep.yaml"))
+    for task in every:
+        finish(task)
+    folder = letters / "runs" / "sweeps" / "short"
+    folder.mkdir(parents=True)
+    (folder / "runs.json").write_text(json.dumps({task.log.stem: task.digest for task in every}))
+
+    def planned() -> list[str]:
+        capsys.readouterr()
+        assert main(["sweep", "sweep.yaml", "--dry-run"]) == 0
+        out = capsys.readouterr().out
+        return [task.name for task in every if task.command in out]
+
+    assert planned() == []
+    finish(every[0], finished="2026-11-24T12:00:00Z")  # digits, seed 0
+    assert planned() == ["letters from digits seed 0"]
+    assert main(["sweep", "sweep.yaml", "--report"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "fonts from digits has no finished run of seed 0" in out
+    assert "the run that it starts from was made again since" in out
+
+    write_letters(letters, keep=[])
+    every = tasks(read_sweep("sweep.yaml"))
+    assert planned() == [task.name for task in every if task.start is not None]
+    (folder / "runs.json").unlink()
+    (every[0].folder / "results.json").unlink()
+    assert planned() == ["digits seed 0"]
+
+
+def test_table_has_what_the_runs_are_worth(letters: Path, capsys) -> None:
+    """A column for what was started from the runs of each row, with its number of runs, beside the row's own metric."""
+    for number, task in enumerate(tasks(read_sweep("sweep.yaml"))):
+        if task.start != "digits_narrow" or task.seed == 0:
+            finish(task, **{"test/top1": number / 100, "baseline/majority_top1": 0.04})
+    assert main(["sweep", "sweep.yaml", "--report"]) == 0
+    assert "fonts from digits_narrow has no finished run of seed 1" in " ".join(capsys.readouterr().out.split())
+    folder = letters / "runs" / "sweeps" / "short"
+    lines = [line for line in (folder / "table.md").read_text().splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    column = cells[0].index("then: fonts: test/top1 (%)")
+    assert cells[0][column - 1 : column + 2] == [
+        "then: fonts: runs",
+        "then: fonts: test/top1 (%)",
+        "then: fonts: baseline/majority_top1 (%)",
+    ]
+    rows = {row[0]: row[1:3] + row[column - 1 : column + 2] for row in cells[1:]}
+    assert rows == {
+        "digits": ["2", "2.5 ± 3.5", "2", "4.5 ± 3.5", "4.0 ± 0.0"],
+        "digits_narrow": ["2", "3.5 ± 3.5", "1", "3.0", "4.0"],
+        "from scratch": ["-", "-", "2", "6.5 ± 3.5", "4.0 ± 0.0"],
+    }
+    with (folder / "table.csv").open() as file:
+        by_name = {line["experiment"]: line for line in csv.DictReader(file)}
+    assert by_name["digits_narrow"]["fonts: test/top1 n"] == "1"
+    assert float(by_name["digits"]["fonts: test/top1 mean"]) == pytest.approx(0.045)
+    page = (folder / "index.html").read_text()
+    assert "then: fonts" in page
+    assert "runs/letters/short-scratch-seed1" in page
+
+
+@pytest.mark.slow
+def test_then_starts_from_the_best_checkpoints(letters: Path) -> None:
+    """The whole thing: weights arrive, what follows a failed run is left out and caught up, what has changed is redone."""
+    content = yaml.safe_load((letters / "sweep.yaml").read_text())
+    (letters / "sweep.yaml").write_text(yaml.safe_dump(content | {"seeds": [0]}))
+    blocked = letters / "runs" / "digits" / "short-seed0"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file where the run's folder should be")
+
+    def sweep() -> "subprocess.CompletedProcess[str]":
+        command = command_line("sweep", "sweep.yaml", "--jobs", "2")
+        env = environment(letters)
+        return subprocess.run(command, cwd=letters, env=env, capture_output=True, text=True, timeout=500)
+
+    def starts(start: str) -> int:
+        log = letters / "runs" / "sweeps" / "short" / "logs" / f"letters-{start}-seed0.log"
+        return log.read_text().count("$ python") if log.exists() else 0
+
+    done = sweep()
+    assert done.returncode == 1, done.stderr
+    assert "failed: digits seed 0" in done.stderr
+    assert "not run: letters from digits seed 0: it starts from digits seed 0, which failed" in done.stderr
+    assert [starts(start) for start in ("digits", "digits_narrow", "scratch")] == [0, 1, 1]
+
+    blocked.unlink()
+    done = sweep()
+    assert done.returncode == 0, done.stderr
+    assert [starts(start) for start in ("digits", "digits_narrow", "scratch")] == [1, 1, 1]
+    folder = letters / "runs" / "letters"
+    log = (letters / "runs" / "sweeps" / "short" / "logs" / "letters-digits-seed0.log").read_text()
+    assert "going on from" not in log
+    config = yaml.safe_load((folder / "short-digits-seed0" / "config.yaml").read_text())["model"]["init_args"]
+    assert config["init_from"]["init_args"]["path"] == "runs/digits/short-seed0/checkpoints/best.ckpt"
+    assert config["net"]["init_args"]["mlp_dim"] == 128
+    config = yaml.safe_load((folder / "short-scratch-seed0" / "config.yaml").read_text())["model"]["init_args"]
+    assert config["init_from"] is None
+
+    shutil.rmtree(letters / "runs" / "digits_narrow")
+    before = json.loads((folder / "short-digits_narrow-seed0" / "results.json").read_text())
+    done = sweep()
+    assert done.returncode == 0, done.stderr
+    assert [starts(start) for start in ("digits", "digits_narrow", "scratch")] == [1, 2, 1]
+    kept = json.loads((folder / "short-digits_narrow-seed0-outdated1" / "results.json").read_text())
+    assert kept == before | {"status": "outdated"}
+    assert (folder / "short-digits_narrow-seed0" / "results.json").exists()

@@ -140,7 +140,7 @@ def load(path: str, name: str | None, streaming: bool = False) -> Mapping[str, A
         return datasets.load_dataset(path, name)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
-            f"the image set {path} cannot be had: {' '.join(str(error).split())}",
+            f"the data set {path} cannot be had: {' '.join(str(error).split())}",
             "check its name (and configuration) or its folder, and the network if it is on the hub",
         ) from error
 

@@ -1,34 +1,36 @@
-"""Weights from local files: read, carried between others' names and ours, and taken as a network's start."""
+"""ViT's weights to and from timm, transformers and the official files, and as a network's start."""
 
 import json
 import re
-import zlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from importlib import import_module
+from dataclasses import dataclass, field
 from math import isqrt
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
 from einops import rearrange
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import lightning_vl.weights
 from lightning_vl.errors import UserError
 from lightning_vl.nn.blocks import LAYER_NORM_EPS, GeluApproximation
 from lightning_vl.nn.embeddings import Stem
 from lightning_vl.nn.positions import Positions, PositionTables, resize_line, resize_positions
 from lightning_vl.papers.vit.bit import BiT, ResNetStem
 from lightning_vl.papers.vit.model import ImageClassifier, ViT
-
-Weights = dict[str, Tensor]
+from lightning_vl.weights import (
+    Weights,
+    build_network,
+    fuse,
+    load_checked,
+    part,
+    read_file,
+    read_weights,
+    state_dict,
+    translate,
+)
 
 # Another library's module (or parameter) on the left, ours on the right; * stands for the number of a block.
 TIMM = {
@@ -71,9 +73,6 @@ TRANSFORMERS_IN_MEMORY = {  # what transformers 5 calls the same modules in stat
     "layers.*.mlp.fc1": "encoder.blocks.*.mlp.hidden",
     "layers.*.mlp.fc2": "encoder.blocks.*.mlp.output",
 }
-THIRDS = ("query", "key", "value")
-
-
 NPZ = {  # the official files, as _dotted spells their names; a block's modules are numbered in the order they were made in
     "cls": "class_token",
     "embedding": "embedding",
@@ -99,54 +98,6 @@ NPZ_PREFIXES = ("opt/target/", "params/")  # under which big_vision keeps the we
 TO_TIMM = "a ViT of timm"
 STEM = ("patch_embed.backbone.", "embedding.stem.trunk.")  # of a hybrid: timm's name, ours
 HEAD = ("head.", "pre_logits.")
-NOT_WEIGHTS = (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, OSError)  # as readers say so
-
-
-def read_weights(path: str) -> Weights:
-    """The state dict in a local file.
-
-    Args:
-        path: a ``.safetensors`` file, an official ``.npz``, or one that ``torch.save`` wrote: a plain state dict
-            (``.pt``, ``.pth``, ``.bin``) or a checkpoint of a run of ours (``.ckpt``), of which the network's weights
-            are taken.
-
-    Raises:
-        UserError: no such file, not a state dict, broken, or a pickle that carries more than tensors.
-    """
-    return _state_dict(_read(path), path)
-
-
-def _read(path: str) -> Any:
-    """What a file holds, without running any of it."""
-    file = Path(path)
-    if not file.is_file():
-        what = "is a folder" if file.is_dir() else "does not exist"
-        raise UserError(
-            f"{path} {what}", "name a .safetensors, .npz, .pt, .bin or .ckpt file with the weights to start from"
-        )
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as arrays:
-                return {name: torch.from_numpy(arrays[name].astype(np.float32)) for name in arrays}
-        return torch.load(file, "cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise UserError(
-            f"{path} holds something else than weights, which could run code, and was not opened",
-            "where you trust it, save its state_dict() as .safetensors",
-        ) from error
-    except (SafetensorError, BadZipFile, zlib.error, *NOT_WEIGHTS) as error:
-        raise UserError(f"{path} is broken or no file of weights", "fetch or save it anew") from error
-
-
-def _state_dict(content: Any, path: str) -> Weights:
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):  # a Lightning checkpoint
-        state = content["state_dict"]
-        content = {key.removeprefix("net."): tensor for key, tensor in state.items() if key.startswith("net.")}
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"{path} holds no state dict", "save a network's state_dict() and start from that")
-    return content
 
 
 def from_timm(weights: Mapping[str, Tensor]) -> Weights:
@@ -159,7 +110,7 @@ def from_timm(weights: Mapping[str, Tensor]) -> Weights:
     """
     theirs, ours = STEM
     return {
-        ours + key.removeprefix(theirs) if key.startswith(theirs) else _translate(key, TIMM, "timm's ViT"): tensor
+        ours + key.removeprefix(theirs) if key.startswith(theirs) else translate(key, TIMM, "timm's ViT"): tensor
         for key, tensor in weights.items()
     }
 
@@ -174,7 +125,7 @@ def to_timm(weights: Mapping[str, Tensor]) -> Weights:
     names = {ours: theirs for theirs, ours in TIMM.items() if ours != "pre_logits"}
     theirs, ours = STEM
     return {
-        theirs + key.removeprefix(ours) if key.startswith(ours) else _translate(key, names, TO_TIMM): tensor.clone()
+        theirs + key.removeprefix(ours) if key.startswith(ours) else translate(key, names, TO_TIMM): tensor.clone()
         for key, tensor in weights.items()
     }
 
@@ -192,8 +143,8 @@ def from_transformers(weights: Mapping[str, Tensor], prefix: str = "vit.") -> We
         UserError: a tensor that the paper's ViT does not have, or a third of query, key and value that is missing.
     """
     names = TRANSFORMERS | TRANSFORMERS_IN_MEMORY
-    renamed = {_translate(key.removeprefix(prefix), names, "transformers' ViT"): weights[key] for key in weights}
-    return _fuse(renamed)
+    renamed = {translate(key.removeprefix(prefix), names, "transformers' ViT"): weights[key] for key in weights}
+    return fuse(renamed)
 
 
 def from_npz(arrays: Mapping[str, Tensor]) -> Weights:
@@ -210,12 +161,12 @@ def from_npz(arrays: Mapping[str, Tensor]) -> Weights:
     renamed: Weights = {}
     for key, array in arrays.items():
         if key.startswith(prefix):  # the others are the optimiser's
-            name = _translate(_dotted(key.removeprefix(prefix)), NPZ, "an official ViT")
+            name = translate(_dotted(key.removeprefix(prefix)), NPZ, "an official ViT")
             renamed[name] = _from_flax(name, array).contiguous()
     rows = renamed["positions"].shape[1] if "positions" in renamed else 0
     if "class_token" in renamed and isqrt(rows) ** 2 == rows > 0:  # a row for each patch, none for the class token
         renamed["positions"] = torch.cat([torch.zeros_like(renamed["class_token"]), renamed["positions"]], dim=1)
-    return _fuse(renamed)
+    return fuse(renamed)
 
 
 def _dotted(key: str) -> str:
@@ -236,16 +187,6 @@ def _from_flax(name: str, array: Tensor) -> Tensor:
     return array.T if array.ndim == 2 else array
 
 
-def _fuse(renamed: Weights) -> Weights:
-    """Query, key and value as one projection."""
-    for query in [key for key in renamed if ".query." in key]:
-        thirds = [query.replace("query", third) for third in THIRDS]
-        if missing := [key for key in thirds if key not in renamed]:
-            raise UserError(f"the weights lack {missing[0]}", "fetch or save them anew")
-        renamed[query.replace("query", "query_key_value")] = torch.cat([renamed.pop(key) for key in thirds])
-    return renamed
-
-
 def to_transformers(weights: Mapping[str, Tensor], prefix: str = "vit.") -> Weights:
     """Our state dict in the names of transformers' files: the inverse of :func:`from_transformers`, bit for bit.
 
@@ -253,12 +194,9 @@ def to_transformers(weights: Mapping[str, Tensor], prefix: str = "vit.") -> Weig
     """
     names = {ours: theirs for theirs, ours in TRANSFORMERS.items()}
     renamed: Weights = {}
-    for key, tensor in weights.items():
-        fused = ".query_key_value." in key
-        parts = zip(THIRDS, tensor.chunk(3), strict=True) if fused else [("", tensor)]
-        for third, part in parts:
-            name = _translate(key.replace("query_key_value", third), names, "our ViT")
-            renamed[name if key.startswith("head.") else prefix + name] = part.clone()
+    for key, tensor in part(weights).items():
+        name = translate(key, names, "our ViT")
+        renamed[name if key.startswith("head.") else prefix + name] = tensor
     return renamed
 
 
@@ -290,15 +228,15 @@ def load_vit(path: str) -> ViT:
     not have them, and the GELU and the epsilon of whoever wrote it. Weights without a head get a zero one of a class.
 
     Args:
-        path: see :func:`read_weights`.
+        path: see :func:`lightning_vl.weights.read_weights`.
 
     Raises:
         UserError: the file cannot be read, or holds no ViT of the paper's kind.
     """
-    content = _read(path)
-    raw = _state_dict(content, path)
+    content = read_file(path)
+    raw = state_dict(content, path)
     if isinstance(content.get("network"), dict):
-        net = _build(content["network"], path)
+        net = build_network(content["network"], (ImageClassifier, Positions, Stem), path)
         if not isinstance(net, ViT):
             raise UserError(f"{path} holds a {type(net).__name__}", "name the weights of a ViT")
         return _filled(net, raw, path)
@@ -309,20 +247,6 @@ def load_vit(path: str) -> ViT:
         weights |= {"head.weight": torch.zeros(1, dim), "head.bias": torch.zeros(1)}
     heads, gelu, epsilon = _constants(raw, weights, path)
     return _filled(_from_shapes(weights, heads, gelu, epsilon, path), weights, path)
-
-
-def _build(spec: Any, path: str) -> Any:
-    """The object that a class_path and init_args name; plain values as they are."""
-    if not isinstance(spec, dict) or "class_path" not in spec:
-        return spec
-    module, _, name = spec["class_path"].rpartition(".")
-    try:
-        made = getattr(import_module(module), name) if module.startswith("lightning_vl.") else None
-        if isinstance(made, type) and issubclass(made, ImageClassifier | Positions | Stem):
-            return made(**{key: _build(value, path) for key, value in spec.get("init_args", {}).items()})
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path} names {spec['class_path']}: {error}", "use the version that wrote it") from error
-    raise UserError(f"{path} names {spec['class_path']}, which is no network here", "use the version that wrote it")
 
 
 def _constants(raw: Weights, weights: Weights, path: str) -> tuple[int, GeluApproximation, float]:
@@ -386,42 +310,22 @@ def _filled(net: ViT, weights: Weights, path: str) -> ViT:
 
 
 @dataclass
-class Report:
-    """What became of every weight, by the names of the network (of the file, for those dropped).
+class Report(lightning_vl.weights.Report):
+    """What became of every weight.
 
     Attributes:
-        path: the file.
-        loaded: taken as they are.
         resized: positions interpolated for another grid.
-        fresh: of the network, left as it was built.
-        dropped: of the file, not used.
     """
 
-    path: str
-    loaded: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
-    fresh: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        lines = [f"started from {self.path}"]
-        # a video's report has more fields, and what was not taken comes last
-        for what in sorted((item.name for item in fields(self)[1:]), key=("fresh", "dropped").__contains__):
-            groups = Counter(_group(name) for name in getattr(self, what))
-            if groups:
-                lines.append(f"  {what:9}" + ", ".join(g if n == 1 else f"{g} ({n})" for g, n in groups.items()))
-        return "\n".join(lines)
 
 
-class Initialisation(ABC):
-    """Weights that a network starts from, all but its head; what does not fit is an error, never skipped.
+class Initialisation(lightning_vl.weights.Initialisation):
+    """Weights that an image classifier starts from, all but its head; what does not fit is an error, never skipped.
 
     Args:
-        path: local file, see :func:`read_weights`.
+        path: local file, see :func:`lightning_vl.weights.read_weights`.
     """
-
-    def __init__(self, path: str) -> None:
-        self.path = path
 
     @abstractmethod
     def trunk(self, net: ImageClassifier, report: Report) -> Weights:
@@ -491,30 +395,6 @@ class BiTInitialisation(Initialisation):
         )
 
 
-def load_checked(net: nn.Module, weights: Mapping[str, Tensor], path: str) -> None:
-    """`load_state_dict` whose error names the first tensor that is unknown, missing or of another shape.
-
-    On the meta device, where there is nothing to fill, names and shapes are all that is checked.
-    """
-    own, model = net.state_dict(), type(net).__name__
-    for name, tensor in weights.items():
-        if name not in own:
-            raise UserError(
-                f"{path} has {name}, which this {model} does not have", "start from weights of the same kind of network"
-            )
-        if tensor.shape != own[name].shape:
-            raise UserError(
-                f"{path} has {name} of {tuple(tensor.shape)}, this {model} of {tuple(own[name].shape)}",
-                "start from weights of a network of the same sizes",
-            )
-    if missing := [name for name in own if name not in weights]:
-        raise UserError(
-            f"{path} lacks {missing[0]}, which this {model} has", "start from weights of the same kind of network"
-        )
-    if not any(tensor.is_meta for tensor in own.values()):
-        net.load_state_dict(weights)
-
-
 def square_side(patches: int, path: str) -> int:
     """Rows, and columns, of a square of patches."""
     side = isqrt(patches)
@@ -524,23 +404,3 @@ def square_side(patches: int, path: str) -> int:
             "start from a model that was trained on square images",
         )
     return side
-
-
-def _group(name: str) -> str:
-    """A name without the number of its block, for reading: ``encoder.blocks.*.attention``."""
-    name = re.sub(r"^trunk\.stages\.(\d+).*", r"trunk.stages.\1", name)
-    return re.sub(r"blocks\.\d+\.(\w+).*", r"blocks.*.\1", name)
-
-
-def _translate(key: str, names: Mapping[str, str], source: str) -> str:
-    """The other name of a tensor, by that of its module."""
-    number = re.search(r"\.(\d+)\.", key)
-    pattern = key.replace(number[0], ".*.", 1) if number else key
-    module, _, leaf = pattern.rpartition(".")
-    if pattern in names:
-        name = names[pattern]
-    elif module in names and leaf in ("weight", "bias"):
-        name = f"{names[module]}.{leaf}"
-    else:
-        raise UserError(f"{key} is no weight of {source}", "start from a plain ViT, without additions to the paper's")
-    return name.replace("*", number[1]) if number else name

@@ -1,7 +1,6 @@
-"""``python -m lightning_vl figure``: what a ViT has learned, as pictures with the numbers drawn in them."""
+"""What a ViT has learned, as pictures with the numbers drawn in them: figures of ``python -m lightning_vl figure``."""
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from lightning_vl.errors import CorruptSample, UserError
+from lightning_vl.report.drawing import Drawing, add_caption, add_figure, blank, run_folder
 from lightning_vl.run import CONFIG
 
 if TYPE_CHECKING:  # the command's help needs none of them
-    from matplotlib.figure import Figure
     from torch import Tensor
 
     from lightning_vl.papers.vit.model import ViT
@@ -24,31 +23,6 @@ NAME_LENGTH = 24  # of an image in its title
 TICKS = 10  # at most so many patches of a row are numbered
 
 Item = TypeVar("Item")
-
-
-class Drawing(NamedTuple):
-    """A figure and what is drawn in it, as the rows of a table.
-
-    Attributes:
-        figure: to be saved.
-        columns: the table's header.
-        rows: numbers in full, not as rounded for the picture; layers, heads, rows, columns count from 1.
-    """
-
-    figure: "Figure"
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-
-    def write(self, stem: Path) -> list[Path]:
-        """Writes `<stem>.png` and `<stem>.csv`; gives their paths."""
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        picture, table = stem.with_suffix(".png"), stem.with_suffix(".csv")
-        self.figure.savefig(picture, dpi=160)
-        with table.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(self.columns)
-            writer.writerows(self.rows)
-        return [picture, table]
 
 
 class Pictures(NamedTuple):
@@ -77,7 +51,7 @@ def attention_distance(net: "ViT", pictures: Pictures) -> Drawing:
     layers, heads = distances.shape
     depth = np.arange(1, layers + 1)
 
-    figure = _figure(6.4, 4.6)
+    figure = blank(6.4, 4.6)
     axes = figure.subplots()
     axes.scatter(np.repeat(depth, heads), distances.ravel(), s=26, color=COLOURS[0], alpha=0.7, linewidths=0)
     mean = distances.mean(1)
@@ -112,7 +86,7 @@ def attention_distance(net: "ViT", pictures: Pictures) -> Drawing:
     caption += f"patches of {patch_size} px."
     if net.class_token is not None:
         caption += "\nThe class token is left out, and each row of what remains divided by its sum."
-    _caption(figure, caption)
+    add_caption(figure, caption)
     rows = [(layer + 1, head + 1, distances[layer, head], uniform) for layer in range(layers) for head in range(heads)]
     return Drawing(figure, ("layer", "head", "distance_px", "uniform_px"), rows)
 
@@ -127,7 +101,7 @@ def rollout(net: "ViT", pictures: Pictures) -> Drawing:
     grid, size = net.embedding.grid, pictures.pixels.shape[-1]
     maps = torch.cat([rollout_map(net, batch, grid) for batch in _batches(net, pictures)]).cpu()
 
-    figure = _figure(6.6, 0.9 + 2.1 * len(maps))
+    figure = blank(6.6, 0.9 + 2.1 * len(maps))
     axes = figure.subplots(len(maps), 3, squeeze=False)
     uniform = 1 / (grid[0] * grid[1])
     least, most = float(maps.min()) / uniform, float(maps.max()) / uniform
@@ -147,7 +121,7 @@ def rollout(net: "ViT", pictures: Pictures) -> Drawing:
     bar.outline.set_visible(False)
     figure.suptitle("What attention gathers from the image", x=0.01, ha="left", fontsize=11)
     of = "the mean of the patches' rows (no class token)" if net.class_token is None else "the class token's row"
-    _caption(
+    add_caption(
         figure,
         f"Mean of the heads, mixed half and half with the residual, multiplied through {len(net.encoder.blocks)} layers:\n"
         f"{of}. The largest share is as bright as the image.",
@@ -180,7 +154,7 @@ def position_similarity(net: "ViT") -> Drawing:
     gap = max(1, round(0.1 * columns))
     picture = _tiled(list(similarity.reshape(-1, rows, columns)), columns, gap, fill=np.nan)
     side = min(9.0, max(4.4, 0.5 * columns))
-    figure = _figure(side + 1.0, side * rows / columns + 0.6)
+    figure = blank(side + 1.0, side * rows / columns + 0.6)
     axes = figure.subplots()
     drawn = axes.imshow(picture, vmin=-1, vmax=1, cmap="viridis", interpolation="nearest")
     for axis, count, tile in ((axes.xaxis, columns, columns), (axes.yaxis, rows, rows)):
@@ -195,7 +169,7 @@ def position_similarity(net: "ViT") -> Drawing:
     bar.set_label("cosine similarity")
     bar.outline.set_visible(False)
     caption = "A tile shows how alike one patch's embedding is to each patch's."
-    _caption(figure, caption + ("" if net.class_token is None else "\nThe class token's is left out."))
+    add_caption(figure, caption + ("" if net.class_token is None else "\nThe class token's is left out."))
     table = [(*(index + 1 for index in place), value) for place, value in np.ndenumerate(similarity)]
     return Drawing(figure, ("row", "column", "other_row", "other_column", "cosine"), table)
 
@@ -227,13 +201,13 @@ def filters(net: "ViT", components: int) -> Drawing:
     tiles = (0.5 + 0.5 * found.components / largest).transpose(0, 2, 3, 1)  # (k, p, p, 3)
     columns = min(COLUMNS, components)
     picture = _tiled(list(tiles), columns, gap=max(1, round(0.08 * tiles.shape[1])), fill=1.0)
-    figure = _figure(max(4.4, 0.8 * columns), 0.9 + 0.8 * -(-components // columns))
+    figure = blank(max(4.4, 0.8 * columns), 0.9 + 0.8 * -(-components // columns))
     axes = figure.subplots()
     axes.imshow(picture, interpolation="nearest")
     axes.set_axis_off()
     axes.set_title(f"First {components} principal components of the patch filters", loc="left", fontsize=11)
     patch = f"{tiles.shape[1]} x {tiles.shape[2]} px"
-    _caption(
+    add_caption(
         figure,
         f"{len(weight)} filters of {patch}, whose variance these explain to {100 * found.variance.sum():.0f} %; in rows,\n"
         "the first explains most. Each is scaled by itself: grey is 0.",
@@ -248,38 +222,11 @@ def filters(net: "ViT", components: int) -> Drawing:
 # -- the command ------------------------------------------------------------------------------------------------------------
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the verb; gives the exit code."""
-    arguments = _parser().parse_args(argv)
-    net = _network(arguments.weights)
-    run = _run_folder(arguments.weights)
-    drawing = arguments.draw(net, arguments, run)
-    folder = arguments.out or (run / "figures" if run else Path("figures"))
-    for path in drawing.write(folder / arguments.figure):
-        print(path)
-    return 0
+def add_figures(figures: Any) -> None:
+    """The figures of ViT, to argparse's subparsers."""
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m lightning_vl figure",
-        description="Draw what a ViT has learned, from a run's checkpoint or weights of timm, transformers or the paper.",
-        epilog="example: python -m lightning_vl figure attention_distance runs/vit_tiny/ID/checkpoints/best.ckpt",
-        allow_abbrev=False,
-    )
-    verbs = parser.add_subparsers(dest="figure", metavar="FIGURE", required=True)
-
-    def add(name: str, text: str, draw: Callable[["ViT", argparse.Namespace, Path | None], Drawing]) -> Any:
-        figure = verbs.add_parser(name, help=text, description=f"Draws {text}.", allow_abbrev=False)
-        figure.add_argument("weights", metavar="WEIGHTS", help="a checkpoint (.ckpt) or file of weights of a ViT")
-        figure.add_argument(
-            "--out",
-            type=Path,
-            metavar="DIR",
-            help="where the PNG and the CSV go (default: figures in the run folder, or here)",
-        )
-        figure.set_defaults(draw=draw)
-        return figure
+    def add(name: str, text: str, draw: Callable[["ViT", argparse.Namespace], Drawing]) -> argparse.ArgumentParser:
+        return add_figure(figures, name, text, "a ViT", lambda given: draw(_network(given.weights), given))
 
     def add_images(figure: argparse.ArgumentParser, number: int) -> None:
         figure.add_argument(
@@ -295,27 +242,26 @@ def _parser() -> argparse.ArgumentParser:
     distance = add(
         "attention_distance",
         "how far each head looks, over depth",
-        lambda net, arguments, run: attention_distance(net, _pictures(net, arguments, run)),
+        lambda net, arguments: attention_distance(net, _pictures(net, arguments)),
     )
     add_images(distance, 128)
     roll = add(
         "rollout",
         "what attention gathers from images",
-        lambda net, arguments, run: rollout(net, _pictures(net, arguments, run)),
+        lambda net, arguments: rollout(net, _pictures(net, arguments)),
     )
     add_images(roll, 4)
     add(
         "position_similarity",
         "how alike the patches' position embeddings are",
-        lambda net, arguments, run: position_similarity(net),
+        lambda net, arguments: position_similarity(net),
     )
     pca = add(
         "filters",
         "the principal components of the patch filters",
-        lambda net, arguments, run: filters(net, arguments.components),
+        lambda net, arguments: filters(net, arguments.components),
     )
     pca.add_argument("--components", type=int, default=28, help="how many (default: 28)")
-    return parser
 
 
 def _network(path: str) -> "ViT":
@@ -330,13 +276,7 @@ def _network(path: str) -> "ViT":
     return load_vit(path).eval().to(find_device("auto"))
 
 
-def _run_folder(weights: str) -> Path | None:
-    """The run that a checkpoint is of."""
-    folder = Path(weights).absolute().parent.parent
-    return folder if (folder / CONFIG).is_file() else None
-
-
-def _pictures(net: "ViT", arguments: argparse.Namespace, run: Path | None) -> Pictures:
+def _pictures(net: "ViT", arguments: argparse.Namespace) -> Pictures:
     """The images that were asked for, or some of the test set of the run.
 
     Raises:
@@ -357,6 +297,7 @@ def _pictures(net: "ViT", arguments: argparse.Namespace, run: Path | None) -> Pi
             return str(path), resize(torch.from_numpy(read_image(str(path))).permute(2, 0, 1), size)
 
         return _read(_spread(_find(arguments.images), arguments.number), of_file)
+    run = run_folder(arguments.weights)
     if run is None:
         raise UserError(
             f"{arguments.weights} is no checkpoint of a run, whose test images could be shown",
@@ -438,19 +379,6 @@ def _patch_size(net: "ViT") -> int:
 
 
 # -- drawing ----------------------------------------------------------------------------------------------------------------
-
-
-def _figure(width: float, height: float) -> "Figure":
-    """A figure of so many inches, which pyplot knows nothing of."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _caption(figure: "Figure", text: str) -> None:
-    from lightning_vl.report.figure import GREY
-
-    figure.supxlabel(text, x=0.01, ha="left", fontsize=9, color=GREY)
 
 
 def _tiled(tiles: Sequence[np.ndarray], columns: int, gap: int, fill: float) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Starting a ViViT from other weights (Sec. 3.4), and Model 1 to and from transformers."""
 
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,12 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+import lightning_vl.weights
 from lightning_vl.errors import UserError
 from lightning_vl.nn.embeddings import TubeletEmbedding
 from lightning_vl.nn.positions import resize_positions, tile_positions
 from lightning_vl.papers.vit import convert as vit
-from lightning_vl.papers.vit.convert import Weights, read_weights
 from lightning_vl.papers.vivit.model import AveragePool, FactorisedAttention, FactorisedSelfAttention, ViViT
+from lightning_vl.weights import Weights, read_weights
 
 TubeletInitialisation = Literal["random", "filter_inflation", "central_frame"]
 
@@ -36,24 +37,16 @@ class Report(vit.Report):
     tiled: list[str] = field(default_factory=list)
 
 
-class Initialisation(ABC):
-    """Weights that a network starts from; what does not fit is an error, never skipped.
+class Initialisation(lightning_vl.weights.Initialisation):
+    """Weights that a ViViT starts from; what does not fit is an error, never skipped.
 
     Args:
-        path: local file, see :func:`lightning_vl.papers.vit.convert.read_weights`.
+        path: local file, see :func:`lightning_vl.weights.read_weights`.
     """
-
-    def __init__(self, path: str) -> None:
-        self.path = path
 
     @abstractmethod
     def apply(self, net: ViViT) -> Report:
-        """Load the weights into the network.
-
-        Raises:
-            UserError: the file cannot be read, has a weight that the network has no place for, lacks one that the
-                network needs, or one is of another shape.
-        """
+        """Load the weights into the network."""
 
     def _load(self, net: ViViT, weights: Mapping[str, Tensor], report: Report) -> None:
         """Load weights by the network's names; those absent must be in the report as fresh."""

@@ -158,6 +158,6 @@ def test_a_set_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)  # the library's own switch: it does not try for 20 s
     (tmp_path / "empty").mkdir()
     for path in (str(tmp_path / "nowhere"), str(tmp_path / "empty"), "uoft-cs/cifar10"):
-        with pytest.raises(UserError, match=f"the image set {path} cannot be had") as error:
+        with pytest.raises(UserError, match=f"the data set {path} cannot be had") as error:
             HubImages(path).images("train")
         assert "\n" not in error.value.what + error.value.how
