@@ -587,6 +587,7 @@ def quiet() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for pattern in (
         r".*does not have many workers.*",
+        r".*You are using a custom batch sampler `EvaluationKeys` for prediction.*",  # it gives every sample once
         r".*`srun` command is available.*",
         r".*smaller than the logging interval.*",
         r".*Checkpoint directory .* exists and is not empty.*",

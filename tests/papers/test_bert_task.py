@@ -183,3 +183,73 @@ def test_the_loss_is_the_sum_of_two_means() -> None:
     assert output.next_sentence is not None
     expected = torch.nn.functional.cross_entropy(output.next_sentence, batch["next_sentence"]).item()
     assert losses["next_sentence"] == pytest.approx(expected)
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> list[dict]:
+    """The rows that `predict` has printed."""
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+
+
+def test_words_are_filled_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks if `predict` does not answer a file of sentences with a run's checkpoint, in the file's order."""
+    monkeypatch.chdir(ROOT)
+    assert verb("fit", *SHORT, "--trainer.max_steps=2", f"--run.root={tmp_path}", "--run.id=one") == 0
+    run = tmp_path / "bert_tiny" / "one"
+    (tmp_path / "sentences.txt").write_text(
+        'The [MASK] statement is a [MASK].\n{"text": "A [MASK] is raised.", "options": ["ValueError", "for"]}\n'
+    )
+    capsys.readouterr()
+    arguments = ("predict", "-c", str(run / "config.yaml"), f"--run.root={tmp_path}")
+    sentences = f"--data.init_args.sentences={tmp_path / 'sentences.txt'}"
+    assert verb(*arguments, f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}", sentences) == 0
+    free, choice = said(capsys)
+    assert [len(words) for words in free["words"]] == [5, 5]
+    assert {row["option"] for row in choice["options"]} == {"ValueError", "for"}
+    assert choice["answer"] == choice["options"][0]["option"]
+    assert sum(row["probability"] for row in choice["options"]) == pytest.approx(1)
+
+
+def test_public_weights_fill_in_without_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks if `predict` does not take transformers' weights, gives other words than transformers, or takes half of a network."""
+    import transformers
+
+    monkeypatch.chdir(ROOT)
+    torch.manual_seed(0)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", ".", "on", "##s", "mat"]
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96,
+        max_position_embeddings=64, initializer_range=0.5,
+    )  # fmt: skip
+    theirs = transformers.BertForPreTraining(config).eval()
+    theirs.save_pretrained(tmp_path / "public")
+    (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
+    (tmp_path / "sentences.txt").write_text("the [MASK] sat on the mat .\n")
+    bert = {"vocabulary_size": len(words), "dim": 64, "layers": 2, "heads": 2, "mlp_dim": 96}
+    arguments = (
+        "predict",
+        "-c",
+        EXPERIMENT,
+        *(f"--model.init_args.net.init_args.bert.init_args.{key}={value}" for key, value in bert.items()),
+        "--model.init_args.net.init_args.bert.init_args.gelu_approximation=none",
+        "--model.init_args.init_from=BertInitialisation",
+        f"--model.init_args.init_from.init_args.path={tmp_path / 'public'}",
+        "--data.init_args.vocabulary=VocabularyFile",
+        f"--data.init_args.vocabulary.init_args.path={tmp_path / 'vocab.txt'}",
+        f"--data.init_args.sentences={tmp_path / 'sentences.txt'}",
+        f"--run.root={tmp_path}",
+    )
+    assert verb(*arguments) == 0
+    (row,) = said(capsys)
+    with torch.no_grad():
+        logits = theirs(torch.tensor([[2, 5, 4, 7, 9, 5, 11, 8, 3]])).prediction_logits[0, 2]
+    values, ids = logits.softmax(-1).topk(5)
+    assert [word["word"] for word in row["words"][0]] == [words[i] for i in ids.tolist()]
+    assert [word["probability"] for word in row["words"][0]] == pytest.approx(values.tolist(), rel=1e-4)
+
+    theirs.bert.save_pretrained(tmp_path / "public")  # now without the heads
+    assert verb(*arguments) == 2
+    assert "no checkpoint is given" in capsys.readouterr().err
