@@ -305,6 +305,7 @@ class Bench(LightningCLI):
         self._log_configuration()
         if ckpt_path is None and (ckpt_path := self._resume_from()):
             say(f"going on from {ckpt_path}")
+        model.from_weights = ckpt_path is None
         started = now()
         say(self._summary())
         self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
@@ -338,17 +339,14 @@ class Bench(LightningCLI):
                 print(json.dumps(row))
 
     def _weights(self, checkpoint: str | None) -> Path:
-        """The file of the network's weights: a checkpoint of ours, or else the one that it starts from, if that has all."""
-        if checkpoint is not None:
-            return Path(checkpoint)
-        how = "name a checkpoint: --ckpt_path runs/<experiment>/<id>/checkpoints/best.ckpt"
-        if self.model.init_from is None:
-            raise UserError("no checkpoint is given", how)
-        report = self.model.init_from.apply(self.model.net)
-        say(str(report))
-        if report.fresh:
-            raise UserError(f"no checkpoint is given, and {report.path} has no {', '.join(report.fresh[:4])}", how)
-        return Path(report.path)
+        """The file of the network's weights: a checkpoint of ours, or else the one that it starts from."""
+        self.model.from_weights = checkpoint is None
+        path = checkpoint or getattr(self.model.init_from, "path", None)
+        if path is None:
+            raise UserError(
+                "no checkpoint is given", "name it: --ckpt_path runs/<experiment>/<id>/checkpoints/best.ckpt"
+            )
+        return Path(path)
 
     def _summary(self) -> str:
         network = self.model.net

@@ -57,13 +57,22 @@ class Task(lightning.LightningModule, ABC):
         self.mean_loss = nn.ModuleDict({prefix: MeanMetric() for prefix in evaluation})
         self._micro_batches: list[dict[str, Tensor]] = []
         self.init_from = init_from
+        self.from_weights = True  # whether setup begins with them: the command says no where a checkpoint is given
         self.seed = 0  # the run's seed: set by the command before the run starts
         self.network: dict[str, Any] | None = None  # class_path and init_args of the network, likewise
 
     def setup(self, stage: str) -> None:
-        """Training starts from other weights, unless the run goes on from a checkpoint of its own."""
-        if stage == "fit" and self.init_from is not None and not self.trainer.ckpt_path:
-            say(str(self.init_from.apply(self.net)))
+        """The network starts from other weights, unless a checkpoint of its own is given; an evaluation needs all of them."""
+        if self.init_from is None or not self.from_weights:
+            return
+        report = self.init_from.apply(self.net)
+        self.from_weights = False  # the test after a fit has the run's own
+        say(str(report))
+        if stage != "fit" and report.fresh:
+            raise UserError(
+                f"no checkpoint is given, and {report.path} has no {', '.join(report.fresh[:4])}",
+                "name a checkpoint, --ckpt_path runs/<experiment>/<id>/checkpoints/best.ckpt, or weights that have all",
+            )
 
     @abstractmethod
     def losses(self, batch: Batch, outputs: Any) -> dict[str, Tensor]:

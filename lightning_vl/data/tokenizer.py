@@ -11,7 +11,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -236,14 +236,19 @@ class CheckpointVocabulary(Vocabulary):
         """The tokenisation with the checkpoint's pieces; the source plays no part."""
         from lightning_vl.checkpoints import load_whole  # it needs torch
 
-        for state in load_whole(Path(self.path)).values():
-            saved = state.get("vocabulary") if isinstance(state, dict) else None
-            if isinstance(saved, dict) and {"pieces", "lowercase"} <= saved.keys():
-                return WordPiece(saved["pieces"], saved["lowercase"])
-        raise UserError(
-            f"the checkpoint {self.path} carries no vocabulary",
-            "give one of a run on text, or the vocabulary's file with VocabularyFile",
-        )
+        kept = kept_vocabulary(load_whole(Path(self.path)))
+        if kept is None:
+            raise UserError(
+                f"the checkpoint {self.path} carries no vocabulary",
+                "give one of a run on text, or the vocabulary's file with VocabularyFile",
+            )
+        return WordPiece(kept["pieces"], kept["lowercase"])
+
+
+def kept_vocabulary(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The vocabulary that a checkpoint of ours keeps: its "pieces" by id, and whether "lowercase"; None where it has none."""
+    kept = (state["vocabulary"] for state in checkpoint.values() if isinstance(state, dict) and "vocabulary" in state)
+    return next((one for one in kept if isinstance(one, dict) and {"pieces", "lowercase"} <= one.keys()), None)
 
 
 def train_pieces(texts: Callable[[], Iterable[str]], size: int, lowercase: bool) -> list[str]:

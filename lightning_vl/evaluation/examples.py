@@ -73,7 +73,7 @@ class Examples(Callback):
         texts = [example for example in examples if isinstance(example.sample, str)]
         samples: list[Any] = [example.sample for example in texts]
         if texts:
-            (self.folder / "examples.txt").write_text("\n".join(map(_paragraph, texts)))
+            (self.folder / "examples.txt").write_text("\n".join(map(_paragraph, texts)), encoding="utf-8")
         else:
             sheet(examples).savefig(self.folder / "examples.png", dpi=120)
             samples = [_gif(example, self.folder) for example in examples]

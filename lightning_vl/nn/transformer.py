@@ -227,7 +227,7 @@ class Transformer(nn.Module):
     def embed(self, token_ids: Tensor, packing: Packing) -> Tensor:
         """(t,) to (t, d): embeddings times sqrt(d) (Sec. 3.4) and sinusoids (Sec. 3.5)."""
         x = self.tokens(token_ids) * self.dim**0.5
-        return self.dropout(x + sinusoids(packing.positions, self.dim))
+        return self.dropout(x + sinusoids(packing.positions, self.dim).to(x.dtype))
 
     def encode(self, source: Tensor, packing: Packing) -> Tensor:
         """(s,) to (s, d), the memory that the decoder looks at."""

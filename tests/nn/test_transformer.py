@@ -16,6 +16,7 @@ from lightning_vl.nn.transformer import (
     TransformerDecoder,
     TransformerEncoder,
 )
+from lightning_vl.optim import WarmupInverseSquareRoot
 
 DIM, HEADS, HIDDEN, LAYERS, WORDS = 16, 4, 24, 2, 11
 
@@ -241,6 +242,13 @@ def test_generation_takes_the_likeliest_word_each_time() -> None:
     assert net.generate(source, read, begin, first, longest=8)[0] == []
 
 
+def test_weights_of_half_precision() -> None:
+    """Breaks if positions, computed in float32, make the sum another type than the weights."""
+    net = Transformer(12, layers=1, dim=16, heads=2, mlp_dim=32).bfloat16()
+    line, packing = torch.arange(5), pack(torch.tensor([2, 3]))
+    assert net(line, packing, line, packing).dtype == torch.bfloat16
+
+
 @pytest.mark.slow
 def test_it_learns_to_reverse() -> None:
     """Breaks if a mask, a position or the shared matrix is wrong in a way that two equal mistakes would hide from the parity tests."""
@@ -249,9 +257,10 @@ def test_it_learns_to_reverse() -> None:
     net = Transformer(12, layers=2, dim=32, heads=4, mlp_dim=64, dropout=0.0)
     optimiser = torch.optim.Adam(net.parameters(), betas=(0.9, 0.98), eps=1e-9)
     steps, warmup = 500, 100
+    schedule, highest = WarmupInverseSquareRoot(warmup), 32**-0.5 * warmup**-0.5
     for step in range(1, steps + 1):
         for group in optimiser.param_groups:
-            group["lr"] = 32**-0.5 * min(step**-0.5, step * warmup**-1.5)  # Eq. 3
+            group["lr"] = highest * schedule.factor(step - 1, steps)  # Eq. 3
         lengths = torch.randint(2, 7, (32,))
         words = [torch.randint(10, (int(length),)) for length in lengths]
         target = torch.cat([torch.cat([torch.tensor([begin]), word.flip(0)]) for word in words])

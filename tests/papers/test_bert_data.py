@@ -463,7 +463,7 @@ def test_the_vocabulary_travels_with_the_checkpoint() -> None:
     assert state["vocabulary"] == {"pieces": data.tokenizer.pieces, "lowercase": True}
     data.accept(state["preprocessing"])
     ready(length=48).accept(state["preprocessing"])  # a network reads any length that it has positions for
-    with pytest.raises(UserError, match="trained with vocabulary") as refused:
+    with pytest.raises(UserError, match="trained with another vocabulary") as refused:
         ready(varied(11)).accept(state["preprocessing"])
     assert len(refused.value.what) < 200
 

@@ -201,3 +201,28 @@ def test_files_that_cannot_be_read(tmp_path: Path, tokenizer: WordPiece) -> None
         read(str(path), tokenizer)
     path.write_bytes(b'\xef\xbb\xbf{"text": "the [MASK]"}\r\nthe [MASK]\r\n')
     assert tokens(read(str(path), tokenizer), tokenizer) == ["[CLS] the [MASK] [SEP]"] * 2
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ({"text": "a [MASK] sat", "options": ["dog", "zzz"]}, "cannot tell the option 'zzz'"),
+        ({"text": "a [MASK] sat", "options": ["dog", "Dog"]}, "cannot tell the option 'dog'"),
+        ({"text": "a [MASK] sat", "options": ["dog", "[MASK]"]}, r"cannot tell the option '\[MASK\]'"),
+    ],
+)
+def test_options_that_are_the_same_to_the_network_are_refused(
+    line: dict[str, object], what: str, tmp_path: Path, tokenizer: WordPiece
+) -> None:
+    """Breaks if unknown words, all the same to the vocabulary, are ranked, and the first of them wins."""
+    with pytest.raises(UserError, match=what):
+        read(written(tmp_path, line), tokenizer)
+
+
+@pytest.mark.parametrize("line", ["the [MASK] sat [MASK]", {"text": "a [MASK] sat", "options": ["dog", "cats"]}])
+def test_a_left_to_right_network_says_one_piece(
+    line: str | dict[str, object], tmp_path: Path, tokenizer: WordPiece
+) -> None:
+    """Breaks if it is asked what follows a [MASK], which it has never read."""
+    with pytest.raises(UserError, match="asks for several pieces"):
+        Sentences(written(tmp_path, line), tokenizer, NextWords(20), 16)

@@ -274,7 +274,7 @@ def test_the_vocabulary_must_be_that_of_the_weights(vocabulary: VocabularyFile, 
     swapped = SentenceData(Letters(), VocabularyFile(str(other)), 16, 8)
     with pytest.raises(UserError, match="trained with another vocabulary"):
         trainer(1).fit(task(network(), BertInitialisation(kept)), datamodule=swapped)
-    with pytest.raises(UserError, match="the checkpoint was trained with vocabulary"):
+    with pytest.raises(UserError, match="the checkpoint was trained with another vocabulary"):
         trainer(1).test(task(network()), datamodule=swapped, ckpt_path=kept, verbose=False, weights_only=True)
     again = task(network(), BertInitialisation(kept))
     trainer(1, limit_val_batches=0).fit(again, datamodule=SentenceData(Letters(), vocabulary, 16, 8))

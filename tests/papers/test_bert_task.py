@@ -253,3 +253,28 @@ def test_public_weights_fill_in_without_a_checkpoint(
     theirs.bert.save_pretrained(tmp_path / "public")  # now without the heads
     assert verb(*arguments) == 2
     assert "no checkpoint is given" in capsys.readouterr().err
+
+
+def test_weights_that_read_other_pieces_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks if pre-training, or `predict`, takes weights whose vocabulary is another one of the same size."""
+    monkeypatch.chdir(ROOT)
+    short = (*SHORT, "--trainer.max_steps=2", f"--run.root={tmp_path}")
+    assert verb("fit", *short, "--run.id=one") == 0
+    path = tmp_path / "bert_tiny" / "one" / "checkpoints" / "last.ckpt"
+    start = ("--model.init_args.init_from=BertInitialisation", f"--model.init_args.init_from.init_args.path={path}")
+    cased = "--data.init_args.vocabulary.init_args.lowercase=false"
+    (tmp_path / "sentences.txt").write_text("The [MASK] statement.\n")
+    for arguments in (
+        ("fit", *short, *start, cased),
+        ("predict", "-c", EXPERIMENT, *start, cased, f"--data.init_args.sentences={tmp_path / 'sentences.txt'}"),
+    ):
+        capsys.readouterr()
+        assert verb(*arguments) == 2
+        printed = capsys.readouterr()
+        assert "trained with another vocabulary" in printed.err
+        assert "{" not in printed.out
+    path.rename(tmp_path / "moved.ckpt")  # a checkpoint of its own needs nothing of the weights it once started from
+    predict = ("predict", "-c", EXPERIMENT, *start, f"--ckpt_path={tmp_path / 'moved.ckpt'}", f"--run.root={tmp_path}")
+    assert verb(*predict, f"--data.init_args.sentences={tmp_path / 'sentences.txt'}") == 0

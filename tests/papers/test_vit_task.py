@@ -277,8 +277,13 @@ def test_training_starts_from_a_file(colours: Path, tmp_path: Path, capsys: pyte
         default_root_dir=tmp_path,
         num_sanity_val_steps=0,
     )
+    with pytest.raises(UserError, match=r"has no head\.weight, head\.bias"):
+        trainer.test(module, datamodule=data(colours), verbose=False)
+    net.class_token.data.zero_()
+    module.from_weights = False  # as the command says where it is given a checkpoint
     trainer.test(module, datamodule=data(colours), verbose=False)
     assert not torch.equal(net.class_token, before.class_token)
+    module.from_weights = True
     trainer.fit(module, datamodule=data(colours))
     assert torch.equal(net.class_token, before.class_token)
     assert not net.head.weight.any()

@@ -16,7 +16,7 @@ from lightning_vl.errors import UserError
 class HubText(HeldOutSource):
     """Any text set of the hub by its name, or a local folder: parquet, JSON lines, or what `save_to_disk` wrote.
 
-    A row is a document, or several rows are. Nothing is downloaded before the documents are asked for, and then once: afterwards their tokens are
+    A row is a document, or several rows are. Nothing is downloaded before the documents are asked for, and then once for each split: afterwards their tokens are
     in the cache.
 
     Args:

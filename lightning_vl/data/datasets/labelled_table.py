@@ -104,7 +104,9 @@ class LabelledTable(LabelledTextSource):
 
 def class_indices(class_names: Sequence[str]) -> dict[str, int]:
     """Class index by name and by number."""
-    numbers = {str(index): index for index in range(len(class_names))}
+    # where names are numbers themselves, a number is a name
+    named = any(name.isdecimal() for name in class_names)
+    numbers = {} if named else {str(index): index for index in range(len(class_names))}
     return numbers | {name: index for index, name in enumerate(class_names)}
 
 

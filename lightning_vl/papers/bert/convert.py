@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import lightning_vl.weights
+from lightning_vl.data.tokenizer import kept_vocabulary
 from lightning_vl.errors import UserError
 from lightning_vl.nn.blocks import GeluApproximation, Mlp, PostNormBlock
 from lightning_vl.papers.bert.model import LAYER_NORM_EPS, Bert, BertClassifier, BertPreTraining
@@ -294,7 +295,7 @@ def _constants(bert: Bert) -> Constants:
 def _said(config: Path, dim: int) -> Constants:
     """What transformers' config.json says."""
     try:
-        said = json.loads(config.read_text())
+        said = json.loads(config.read_text(encoding="utf-8"))
         other = [f"{key}: {said[key]}" for key, value in FIXED.items() if said.get(key, value) != value]
         activation = str(said.get("hidden_act", "gelu"))
         heads = said.get("num_attention_heads")
@@ -348,8 +349,7 @@ def stored_vocabulary(path: str) -> dict[str, Any] | None:
     if Path(path).suffix != ".ckpt":
         return None
     content = read_file(path)
-    kept = content.values() if isinstance(content, dict) else []
-    return next((one["vocabulary"] for one in kept if isinstance(one, dict) and "vocabulary" in one), None)
+    return kept_vocabulary(content) if isinstance(content, dict) else None
 
 
 @dataclass

@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lightning_vl.data.documents import DocumentSource
 from lightning_vl.data.masking import WordObjective
-from lightning_vl.data.module import DataModule
 from lightning_vl.data.source import Split
 from lightning_vl.data.stream import Batch, Key, KeyedDataset, Sample, SeededDataset, TrainingLoader, TrainingStream
+from lightning_vl.data.text import TextData
 from lightning_vl.data.token_store import TokenStore, token_store
 from lightning_vl.data.tokenizer import Vocabulary, WordPiece
 from lightning_vl.errors import UserError
@@ -192,7 +192,7 @@ def collate(samples: Sequence[Sample]) -> PreTrainingBatch:
     )
 
 
-class PreTrainingData(DataModule):
+class PreTrainingData(TextData):
     """Documents in three splits as BERT's pre-training sequences.
 
     Args:
@@ -211,8 +211,6 @@ class PreTrainingData(DataModule):
         workers: processes that read ahead, on each device.
         max_corrupt: largest share of sequences that may turn out unreadable before the run stops.
     """
-
-    tokenizer: WordPiece  # once it is set up
 
     def __init__(
         self,
@@ -258,6 +256,8 @@ class PreTrainingData(DataModule):
             self.datasets = {"test": Sentences(self.sentences, self.tokenizer, self.objective, self.length)}
         else:
             super().setup(stage)
+        if stage == "fit":
+            self._store("test")  # what is wrong with the test's documents is found before training, too
 
     def _check(self) -> None:
         shortest = min([self.length, *(phase.length for phase in self.phases or ())])
@@ -339,16 +339,6 @@ class PreTrainingData(DataModule):
     def collate(self, samples: list[Sample]) -> Batch:
         """See `collate`, and `collate_sentences` for sentences to be filled in."""
         return collate_sentences(samples) if "sentence" in samples[0] else dict(collate(samples))
-
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        """How text becomes numbers."""
-        return {"lowercase": self.tokenizer.lowercase, "vocabulary": self.tokenizer.fingerprint}
-
-    def state_dict(self) -> dict[str, Any]:
-        """See `DataModule`; the whole vocabulary travels with the checkpoint."""
-        vocabulary = {"pieces": self.tokenizer.pieces, "lowercase": self.tokenizer.lowercase}
-        return {**super().state_dict(), "vocabulary": vocabulary}
 
     def baselines(self) -> dict[str, float]:
         """What is reached without reading: the commonest word of the training documents for each word asked for, the

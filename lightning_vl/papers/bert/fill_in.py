@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_vl.data.masking import WordObjective
+from lightning_vl.data.masking import NextWords, WordObjective
 from lightning_vl.data.stream import Batch, Sample
 from lightning_vl.data.tokenizer import WordPiece
 from lightning_vl.errors import UserError
@@ -98,12 +98,23 @@ class Sentences:
         empty = [option for option, piece in zip(options, pieces, strict=True) if not piece]
         if empty:
             raise UserError(f"{id} has an empty option, {empty[0]!r}", "give every option a word")
+        for option, piece in zip(options, pieces, strict=True):
+            if self.tokenizer.unknown in piece or pieces.count(piece) > 1:
+                raise UserError(
+                    f"{id}: the vocabulary cannot tell the option {option!r} from others",
+                    "give options that differ and that it has pieces for",
+                )
         widened = {count: self._widened(token_ids, count) for count in sorted({1, *map(len, pieces)})}
         longest = max(map(len, widened.values()))
         if longest > self.length:
             raise UserError(
                 f"{id} has {longest} tokens, the longest sequence is of {self.length}",
                 "shorten it, or raise data.init_args.length as far as the network has positions",
+            )
+        if isinstance(self.objective, NextWords) and (masks > 1 or len(widened) > 1):
+            raise UserError(
+                f"{id} asks for several pieces, and a left-to-right network says the one that comes next",
+                "give it one [MASK], and options of one piece",
             )
         return Sentence(id, text, options, pieces, widened)
 

@@ -10,9 +10,9 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from lightning_vl.data.labelled_text import LabelledText, LabelledTextSource
-from lightning_vl.data.module import DataModule
 from lightning_vl.data.source import Split
 from lightning_vl.data.stream import Batch, Sample
+from lightning_vl.data.text import TextData
 from lightning_vl.data.tokenizer import Vocabulary, WordPiece
 from lightning_vl.errors import CorruptSample, UserError
 from lightning_vl.evaluation.bag_of_words import bag_of_words
@@ -21,9 +21,9 @@ from lightning_vl.evaluation.sentence_metrics import SentenceMetrics
 from lightning_vl.nn.packing import Packing, pack
 from lightning_vl.objectives import classification
 from lightning_vl.optim import Schedule
-from lightning_vl.papers.bert.convert import BertInitialisation, stored_vocabulary
+from lightning_vl.papers.bert.convert import BertInitialisation
 from lightning_vl.papers.bert.model import BertClassifier, ClassifierOutput
-from lightning_vl.papers.bert.task import check_fit
+from lightning_vl.papers.bert.task import check_fit, check_vocabulary
 from lightning_vl.task import Task
 
 SHORTEST = 5  # tokens of [CLS] A [SEP] B [SEP] with a word each
@@ -126,7 +126,7 @@ def collate(samples: Sequence[Sample]) -> SentenceBatch:
     )
 
 
-class SentenceData(DataModule):
+class SentenceData(TextData):
     """Labelled sentences or pairs in three splits for BERT.
 
     A text without words, or a pair one of whose texts has none, is skipped and counted.
@@ -176,16 +176,6 @@ class SentenceData(DataModule):
     def collate(self, samples: list[Sample]) -> Batch:
         """See `collate`."""
         return dict(collate(samples))
-
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        """How text becomes numbers."""
-        return {"lowercase": self.tokenizer.lowercase, "vocabulary": self.tokenizer.fingerprint}
-
-    def state_dict(self) -> dict[str, Any]:
-        """See `DataModule`; the whole vocabulary travels with the checkpoint."""
-        vocabulary = {"pieces": self.tokenizer.pieces, "lowercase": self.tokenizer.lowercase}
-        return {**super().state_dict(), "vocabulary": vocabulary}
 
     def baselines(self) -> dict[str, float]:
         """On the test texts: `bag_of_words` trained on all training texts, and the training texts' most frequent class."""
@@ -250,7 +240,7 @@ class BertClassificationTask(Task):
                     f"the network has {self.net.classes} classes, the data {len(names)}",
                     f"set --model.init_args.net.init_args.classes {len(names)}",
                 )
-            if isinstance(self.init_from, BertInitialisation):
+            if self.from_weights and isinstance(self.init_from, BertInitialisation):
                 check_vocabulary(self.init_from.path, data.tokenizer)
             check_fit(self.net.bert, len(data.tokenizer), data.length)
         super().setup(stage)
@@ -294,17 +284,3 @@ class BertClassificationTask(Task):
         if isinstance(data, SentenceData):
             return data.source.class_names
         return [str(i) for i in range(self.net.classes)]
-
-
-def check_vocabulary(path: str, tokenizer: WordPiece) -> None:
-    """A checkpoint of ours that says its vocabulary must be given that; another's file says none.
-
-    Raises:
-        UserError: the file cannot be read, or its vocabulary is another one.
-    """
-    stored = stored_vocabulary(path)
-    if stored is not None and (stored["pieces"], stored["lowercase"]) != (tokenizer.pieces, tokenizer.lowercase):
-        raise UserError(
-            f"the weights in {path} were trained with another vocabulary than the data's",
-            "take the checkpoint's: a data.init_args.vocabulary with class_path CheckpointVocabulary and the same path",
-        )

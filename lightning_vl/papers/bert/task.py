@@ -9,11 +9,12 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_vl.data.stream import Batch
+from lightning_vl.data.tokenizer import WordPiece
 from lightning_vl.errors import UserError
 from lightning_vl.evaluation.examples import Example
 from lightning_vl.objectives import classification, masked_words
 from lightning_vl.optim import Schedule
-from lightning_vl.papers.bert.convert import BertInitialisation
+from lightning_vl.papers.bert.convert import BertInitialisation, stored_vocabulary
 from lightning_vl.papers.bert.data import PreTrainingData
 from lightning_vl.papers.bert.fill_in import fill_in_rows
 from lightning_vl.papers.bert.model import Bert, BertPreTraining, PreTrainingOutput
@@ -60,7 +61,8 @@ class PreTrainingMetrics(Metric):
 def _counted(logits: Tensor, answers: Tensor) -> Tensor:
     """(3,): how many, how many right, negative log-likelihood in nats."""
     right = (logits.argmax(-1) == answers).sum()
-    return torch.stack([torch.tensor(len(answers), device=right.device), right, masked_words(logits.float(), answers)])
+    loss = masked_words(logits.float(), answers)
+    return torch.stack([loss.new_full((), len(answers)), right, loss])
 
 
 class BertPreTrainingTask(Task):
@@ -87,11 +89,13 @@ class BertPreTrainingTask(Task):
         super().__init__(net, optimizer, schedule, init_from, metrics)
 
     def setup(self, stage: str) -> None:
-        """The network must have a row for every piece and every place of the data."""
-        super().setup(stage)
+        """The network must have a row for every piece and every place of the data, and have learnt the same pieces."""
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, PreTrainingData):
+            if self.from_weights and isinstance(self.init_from, BertInitialisation):
+                check_vocabulary(self.init_from.path, data.tokenizer)
             check_fit(self.net.bert, len(data.tokenizer), data.longest)
+        super().setup(stage)
 
     def forward(self, batch: Batch) -> PreTrainingOutput:
         """Packed sequences (t,)."""
@@ -99,13 +103,14 @@ class BertPreTrainingTask(Task):
 
     def losses(self, batch: Batch, outputs: PreTrainingOutput) -> dict[str, Tensor]:
         """`words` and, with that head, `next_sentence`: nats."""
-        total, words = masked_words(outputs.words, batch["words"]), torch.tensor(float(len(batch["words"])))
+        total = masked_words(outputs.words.float(), batch["words"])
+        words = total.new_full((), len(batch["words"]))
         if self.training and self.trainer.world_size > 1:
             # processes have unequal numbers of words, and gradients are averaged over processes
-            counts = self.all_gather(words.to(total.device))
+            counts = self.all_gather(words)
             assert isinstance(counts, Tensor)
             words = counts.mean()
-        losses = {"words": total / words.to(total.device).clamp(min=1)}
+        losses = {"words": total / words.clamp(min=1)}
         if outputs.next_sentence is not None:
             losses["next_sentence"] = classification(outputs.next_sentence, batch["next_sentence"])
         return losses
@@ -129,7 +134,7 @@ class BertPreTrainingTask(Task):
                 continue
             word = asked[0]
             read = batch["token_ids"][packing.first[i] : packing.last[i] + 1].tolist()
-            place = int(batch["places"][word] - packing.first[i])
+            place = int(batch["places"][word] - packing.first[i]) + (not self.net.bert.bidirectional)
             pieces = [tokenizer.pieces[piece] for piece in read]
             pieces[place] = f"<<{pieces[place]}>>"
             near = " ".join(pieces[max(0, place - 12) : place + 13])
@@ -153,4 +158,18 @@ def check_fit(net: Bert, vocabulary_size: int, longest: int) -> None:
         raise UserError(
             f"the data has sequences of {longest} tokens, the network positions for {net.longest}",
             f"lower the data's length to {net.longest}, or give the network's bert positions {longest}",
+        )
+
+
+def check_vocabulary(path: str, tokenizer: WordPiece) -> None:
+    """A checkpoint of ours that says its vocabulary must be given that; another's file says none.
+
+    Raises:
+        UserError: the file cannot be read, or its vocabulary is another one.
+    """
+    stored = stored_vocabulary(path)
+    if stored is not None and (stored["pieces"], stored["lowercase"]) != (tokenizer.pieces, tokenizer.lowercase):
+        raise UserError(
+            f"the weights in {path} were trained with another vocabulary than the data's",
+            "take the checkpoint's: a data.init_args.vocabulary with class_path CheckpointVocabulary and the same path",
         )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lightning_vl.data.datasets.cola import CoLA
-from lightning_vl.data.datasets.labelled_table import LabelledTable
+from lightning_vl.data.datasets.labelled_table import LabelledTable, class_indices
 from lightning_vl.data.datasets.sst2 import SST2
 from lightning_vl.data.labelled_text import LabelledText, LabelledTextSource, hold_out_texts, same_text
 from lightning_vl.errors import UserError
@@ -135,3 +135,9 @@ def test_the_real_files() -> None:
         pytest.skip("LIGHTNING_VL_DATA names no folder with text/sst2 and text/cola")
     check_splits(SST2(f"{folder}/text/sst2"), {"train": 66001, "validation": 1348, "test": 872})
     check_splits(CoLA(f"{folder}/text/cola"), {"train": 7698, "validation": 853, "test": 1043})
+
+
+def test_names_that_are_numbers_are_names() -> None:
+    """Breaks if stars from 1 to 5 are taken for places from 0 to 4."""
+    assert class_indices(["1", "2", "3"]) == {"1": 0, "2": 1, "3": 2}
+    assert class_indices(["bad", "good"]) == {"0": 0, "1": 1, "bad": 0, "good": 1}
