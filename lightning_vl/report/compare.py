@@ -96,14 +96,14 @@ def _printed_only(sweep: Sweep) -> Iterable[tuple[str, Mapping[str, float]]]:
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
     """Write table.csv, table.md, figure.png and index.html into a folder; gives their paths."""
-    from lightning_vl.report.figure import accuracy_over_compute
+    from lightning_vl.report.figure import of_family
     from lightning_vl.report.page import render
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.csv").write_text(as_csv(comparison), encoding="utf-8")
     (folder / "table.md").write_text(as_markdown(comparison), encoding="utf-8")
     paths = [folder / "table.csv", folder / "table.md"]
-    figure = accuracy_over_compute(comparison)
+    figure = of_family(comparison)
     if figure is not None:
         figure.savefig(folder / "figure.png", dpi=160)
         paths.append(folder / "figure.png")

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
 from lightning_vl.report.data_scale import DataScale, Panel
-from lightning_vl.report.table import Comparison, Row, heading, is_share, lower_is_better, summarise
+from lightning_vl.report.table import Comparison, Row, heading, is_share, lower_is_better, summarise, then_metric
 
 # Of each family of networks a hue, light to dark: the shades are its sizes.
 HUES = (("#56B4E9", "#0072B2", "#00365A"), ("#F0A868", "#D55E00", "#7A2E00"), ("#66C2A5", "#009E73", "#004D38"))
@@ -30,6 +30,12 @@ PANELS_ABREAST = 2
 NEAR = 9  # points between a marker and its label
 ANCHORS = {"left": (0.0, 0.5), "right": (1.0, 0.5), "center": (0.5, 0.5)}  # where a line leaves a label
 LOG_FROM = 10.0  # compute that spans more than this factor is drawn on a logarithmic axis
+
+
+def of_family(comparison: Comparison, titled: bool = True) -> Figure | None:
+    """What a family's figure shows: what its runs were worth afterwards where it has ``then``, else accuracy over compute."""
+    draw = worth_afterwards if comparison.sweep and comparison.sweep.then else accuracy_over_compute
+    return draw(comparison, titled)
 
 
 def accuracy_over_compute(comparison: Comparison, titled: bool = True) -> Figure | None:
@@ -92,6 +98,67 @@ def accuracy_over_compute(comparison: Comparison, titled: bool = True) -> Figure
     if paper:
         _direct_labels(axes[1], paper)
     return figure
+
+
+def worth_afterwards(comparison: Comparison, titled: bool = True) -> Figure | None:
+    """A panel for the sweep's metric and one for each experiment of ``then``: a bar a row, spread as a line, baselines dashed.
+
+    None where no run is there.
+
+    Args:
+        comparison: of a sweep with ``then``.
+        titled: whether the comparison's title stands over it.
+    """
+    assert comparison.sweep is not None
+    panels: list[tuple[str, str, Sequence[str]]] = []  # title, metric of the rows, baselines
+    if comparison.metric is not None:
+        panels.append(("measured", comparison.metric, ()))
+    for then in comparison.sweep.then:
+        names = [then_metric(then, baseline) for baseline in then.baseline]
+        panels.append((f"then: {then.title}", then_metric(then, then.metric), names))
+    panels = [panel for panel in panels if any(panel[1] in row.metrics for row in comparison.rows)]
+    if not panels:
+        return None
+    rows = comparison.rows
+    figure = _figure(3.2 + 3.0 * len(panels), 1.6 + 0.42 * len(rows))
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for panel, (title, metric, baselines) in zip(axes, panels, strict=True):
+        _bars_panel(panel, rows, title, metric, baselines)
+    axes[0].set_yticks(range(len(rows)), [row.label for row in rows])
+    axes[0].invert_yaxis()
+    if titled:
+        figure.suptitle(comparison.title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    counts = sorted({len(row.runs) for row in rows if row.runs})
+    number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    text = f"{number} run{'s' * (number != '1')} each; a line is ± the sample standard deviation over several."
+    if any(baselines for _, _, baselines in panels):
+        text += " Dashed: baselines of the same runs, " + ", ".join(
+            dict.fromkeys(name.removeprefix("baseline/") for then in comparison.sweep.then for name in then.baseline)
+        )
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=9, color=GREY)
+    return figure
+
+
+def _bars_panel(axes: Axes, rows: Sequence[Row], title: str, metric: str, baselines: Sequence[str]) -> None:
+    scale = 100 if is_share(metric) else 1
+    longest = 0.0
+    for place, row in enumerate(rows):
+        if metric in row.metrics:
+            value, spread = scale * row.metrics[metric].mean, scale * (row.metrics[metric].spread or 0.0)
+            axes.barh(place, value, 0.62, color=COLOURS[0], xerr=spread or None, ecolor="black", capsize=3)
+            at, backed = (value + spread, place), {"facecolor": "white", "edgecolor": "none", "pad": 1}
+            axes.annotate(f"{value:.1f}", at, (5, 0), textcoords="offset points", va="center", fontsize=9, bbox=backed)
+            longest = max(longest, value + spread)
+    for name in baselines:
+        values = [scale * row.metrics[name].mean for row in rows if name in row.metrics]
+        if values:
+            axes.axvline(statistics.mean(values), color=GREY, linestyle="--", linewidth=1.2)
+            longest = max(longest, *values)
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel(heading(metric.rpartition(": ")[2]))
+    axes.set_xlim(0, 1.18 * longest)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
 
 
 def curves(comparison: Comparison) -> Figure | None:

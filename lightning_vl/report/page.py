@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lightning_vl.report.data_scale import DataScale, columns, note
-from lightning_vl.report.figure import accuracy_over_compute, as_svg, convergence, curves, metric_over_value
+from lightning_vl.report.figure import as_svg, convergence, curves, metric_over_value, of_family
 from lightning_vl.report.table import Comparison, Expectation, groups, heading, is_share, mean_and_spread, notes
 
 VALUE_WIDTH = 160
@@ -15,7 +15,7 @@ VALUE_WIDTH = 160
 
 def render(comparison: Comparison) -> str:
     """The page: table, figures, expectations, differences, runs; everything inline."""
-    scatter, lines = accuracy_over_compute(comparison, titled=False), curves(comparison)
+    scatter, lines = of_family(comparison, titled=False), curves(comparison)
     runs = [run for row in comparison.rows for run in (*row.runs, *row.after)]
     metrics = list(dict.fromkeys(name for row in comparison.rows for name in row.metrics))
     return (

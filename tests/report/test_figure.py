@@ -12,9 +12,10 @@ from matplotlib.text import Annotation, Text
 from PIL import Image
 
 from lightning_vl.report.compare import compare
-from lightning_vl.report.figure import accuracy_over_compute, apart, as_svg, curves
+from lightning_vl.report.family import Sweep, Then
+from lightning_vl.report.figure import accuracy_over_compute, apart, as_svg, curves, worth_afterwards
 from lightning_vl.report.results import find_runs
-from lightning_vl.report.table import Comparison
+from lightning_vl.report.table import Comparison, Row, summarise
 
 
 @pytest.fixture
@@ -48,6 +49,33 @@ def test_points_and_bars_are_the_measured_ones(crowded: Comparison) -> None:
     assert high - low == pytest.approx(2.0)  # values of -1, 0 and +1 percent around the mean
     assert "1e9" in axes.get_xlabel()
     assert "%" in axes.get_ylabel()
+
+
+def test_bars_are_what_the_runs_were_worth(tmp_path: Path) -> None:
+    """Breaks if a bar is not the mean, a row without a value has one, or the baseline stands elsewhere."""
+    then = Then("fonts.yaml", "test/top1", {}, label="fonts", baseline=["baseline/chance"])
+    sweep = Sweep("short", "Short", ["a.yaml", "b.yaml"], [0, 1], "test/loss", then=[then])
+    rows = [
+        Row("a", "A", (), {"test/loss": summarise([1.0, 3.0])}, None, None, None, ()),
+        Row(
+            "b",
+            "B",
+            (),
+            {"fonts: test/top1": summarise([0.5]), "fonts: baseline/chance": summarise([0.1])},
+            None,
+            None,
+            None,
+            (),
+        ),
+    ]
+    figure = worth_afterwards(Comparison("Short", "test/loss", tuple(rows), sweep=sweep))
+    assert figure is not None
+    own, fonts = figure.axes
+    assert [bar.get_width() for bar in own.patches] == [2.0]
+    assert [bar.get_width() for bar in fonts.patches] == [50.0]
+    assert fonts.patches[0].get_y() + fonts.patches[0].get_height() / 2 == pytest.approx(1)
+    assert list(fonts.lines[-1].get_xdata()) == [10.0, 10.0]
+    assert [label.get_text() for label in own.get_yticklabels()] == ["A", "B"]
 
 
 @pytest.mark.parametrize("draw", [accuracy_over_compute, curves])

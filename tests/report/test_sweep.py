@@ -420,6 +420,8 @@ def test_table_has_what_the_runs_are_worth(letters: Path, capsys) -> None:
     page = (folder / "index.html").read_text()
     assert "then: fonts" in page
     assert "runs/letters/short-scratch-seed1" in page
+    assert "What each is worth" in page
+    assert (folder / "figure.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
