@@ -128,7 +128,9 @@ def worth_afterwards(comparison: Comparison, titled: bool = True) -> Figure | No
     axes[0].invert_yaxis()
     if titled:
         figure.suptitle(comparison.title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-    counts = sorted({len(row.runs) for row in rows if row.runs})
+    counts = sorted(
+        {len(row.metrics[metric].values) for row in rows for _, metric, _ in panels if metric in row.metrics}
+    )
     number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     text = f"{number} run{'s' * (number != '1')} each; a line is ± the sample standard deviation over several."
     if any(baselines for _, _, baselines in panels):

@@ -90,7 +90,18 @@ def page() -> str:
         label = run.experiment if start is None else f"{run.experiment} from {start}"
         alike.setdefault((run.experiment, label, size, _data(run.results)), []).append(run)
     rows = [make_row(key[1], sorted(runs, key=lambda run: (run.seed, run.id))) for key, runs in sorted(alike.items())]
-    columns = ["experiment", "data", "n", "metric", "measured", "baselines", "expected", "paper", "params (1e6)"]
+    columns = [
+        "experiment",
+        "data",
+        "n",
+        "metric",
+        "measured",
+        "also",
+        "baselines",
+        "expected",
+        "paper",
+        "params (1e6)",
+    ]
     columns += ["MACs (1e9)", "steps", "minutes a run", "device"]
     lines = [_HEAD, markdown_row(columns), "|" + "---|" * len(columns)]
     lines += [markdown_row(_cells(row)) for row in rows]
@@ -145,6 +156,7 @@ def _cells(row: Row) -> list[str]:
     metric = default_metric(row.runs)
     results = [run.results for run in row.runs]
     baselines = [name for name in row.metrics if name.startswith("baseline/")]
+    also = [name for name in row.metrics if name.startswith("test/") and name not in (metric, "test/loss")]
     hours = [item["hours"] for item in results if item.get("hours") is not None]
     expected = {
         kind: [item for item in row.expected if item.kind == kind and item.metric == metric]
@@ -156,6 +168,7 @@ def _cells(row: Row) -> list[str]:
         str(len(row.runs)),
         heading(metric) if metric else "-",
         mean_and_spread(row.metrics[metric], metric) if metric else "-",
+        ", ".join(f"{heading(name)} {mean_and_spread(row.metrics[name], name)}" for name in also) or "-",
         ", ".join(f"{heading(name.partition('/')[2])} {mean_and_spread(row.metrics[name], name)}" for name in baselines)
         or "-",
         "; ".join(f"{_scaled(item, item.value)} ± {_scaled(item, item.tolerance)}" for item in expected["ours"]) or "-",

@@ -54,7 +54,7 @@ def test_points_and_bars_are_the_measured_ones(crowded: Comparison) -> None:
 def test_bars_are_what_the_runs_were_worth(tmp_path: Path) -> None:
     """Breaks if a bar is not the mean, a row without a value has one, or the baseline stands elsewhere."""
     then = Then("fonts.yaml", "test/top1", {}, label="fonts", baseline=["baseline/chance"])
-    sweep = Sweep("short", "Short", ["a.yaml", "b.yaml"], [0, 1], "test/loss", then=[then])
+    sweep = Sweep("short", "Short", ["a.yaml", "b.yaml"], [0, 1], "test/loss", [], then=[then])
     rows = [
         Row("a", "A", (), {"test/loss": summarise([1.0, 3.0])}, None, None, None, ()),
         Row(
