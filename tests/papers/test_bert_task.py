@@ -108,13 +108,13 @@ def test_the_test_prints_what_trivial_predictors_reach(tmp_path: Path, monkeypat
     assert "<<" in examples
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "further",
+    ("workers", "further"),
     [
-        (),
-        pytest.param(("--trainer.accumulate_grad_batches=2",), marks=pytest.mark.slow),
+        (0, ()),
+        pytest.param(2, ("--trainer.accumulate_grad_batches=2",), marks=pytest.mark.slow),
         pytest.param(
+            2,
             (
                 "--data.init_args.dynamic=false",
                 "--data.init_args.phases=[{length: 32, steps: 8}, {length: 64, steps: 4}]",
@@ -122,7 +122,7 @@ def test_the_test_prints_what_trivial_predictors_reach(tmp_path: Path, monkeypat
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["", "accumulated", "phases"],
+    ids=["dynamic", "accumulated", "phases"],
 )
 def test_a_killed_run_goes_on_bit_for_bit(
     command: Command, tmp_path: Path, workers: int, further: tuple[str, ...]
