@@ -115,7 +115,7 @@ def _third_class(root: Path) -> None:
         (_empty_class, "train/dog holds no images"),
         (_class_missing_in_test, "test has no folder for dog, which the training data has"),
         (_class_only_in_test, "test has a folder eel that the training data lacks"),
-        (_one_image, "class 'dog' has 1 training images"),
+        (_one_image, "class 'dog' has 1 training samples"),
         (_third_class, r"train has 3 classes \(cat, dog, eel\), the experiment says 2"),
     ],
 )
