@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Every GPU figure in one go, into results/gpu_<device>.json (ViViT), results/gpu_vit_<device>.json (ViT over timm) and
-# results/gpu_bert_<device>.json (BERT over transformers). Arguments go to all: a trial without a GPU is
+# Every GPU figure in one go, into results/gpu_<device>.json (ViViT), results/gpu_vit_<device>.json (ViT over timm),
+# results/gpu_bert_<device>.json (BERT over transformers), results/gpu_clip_<device>.json (CLIP over open_clip) and
+# results/gpu_clip_loss_<device>.json (its loss by blocks, at the paper's batch). Arguments go to all but the last, which is for
+# GPUs only: a trial without one is
 #   benchmarks/gpu.sh --device cpu --size tiny --precision fp32
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,3 +17,11 @@ echo "$out"
 out="results/gpu_bert_${name//[^A-Za-z0-9]/_}.json"
 python benchmarks/bert.py --device cuda --size base --lengths 128 512 --batch-size 64 --out "$out" "$@"
 echo "$out"
+out="results/gpu_clip_${name//[^A-Za-z0-9]/_}.json"
+python benchmarks/clip.py --device cuda --size B/32 --batch-size 256 --out "$out" "$@"
+echo "$out"
+if [ "$name" != none ]; then # the full matrix and its gradients are 17 GiB
+  out="results/gpu_clip_loss_${name//[^A-Za-z0-9]/_}.json"
+  python benchmarks/clip_loss.py --pairs 32768 --blocks 1024 4096 --out "$out"
+  echo "$out"
+fi

@@ -26,31 +26,45 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 # experiment files call these classes by their short names, which are known once they are imported
+import lightning_vl.data.byte_pair
 import lightning_vl.data.datasets.brown
+import lightning_vl.data.datasets.caption_shards
+import lightning_vl.data.datasets.caption_tables
+import lightning_vl.data.datasets.clip_benchmark
+import lightning_vl.data.datasets.coco_captions
 import lightning_vl.data.datasets.cola
+import lightning_vl.data.datasets.emoji
 import lightning_vl.data.datasets.epic_kitchens
+import lightning_vl.data.datasets.evaluation_folder
+import lightning_vl.data.datasets.flickr_captions
+import lightning_vl.data.datasets.hub_captions
 import lightning_vl.data.datasets.hub_images
 import lightning_vl.data.datasets.hub_text
 import lightning_vl.data.datasets.idx_images
 import lightning_vl.data.datasets.image_folder
 import lightning_vl.data.datasets.image_shards
+import lightning_vl.data.datasets.joined_captions
 import lightning_vl.data.datasets.joined_documents
 import lightning_vl.data.datasets.json_lines
 import lightning_vl.data.datasets.kinetics
 import lightning_vl.data.datasets.labelled_table
 import lightning_vl.data.datasets.labelled_videos
 import lightning_vl.data.datasets.manual_sentences
+import lightning_vl.data.datasets.medmnist
 import lightning_vl.data.datasets.python_manual
 import lightning_vl.data.datasets.something_something
 import lightning_vl.data.datasets.sst2
 import lightning_vl.data.datasets.streamed_images
 import lightning_vl.data.datasets.text_files
+import lightning_vl.data.datasets.tuxpaint
 import lightning_vl.data.datasets.video_folder
 import lightning_vl.data.datasets.wikitext
+import lightning_vl.data.synthetic.drawn_scenes
 import lightning_vl.data.synthetic.moving_digits
 import lightning_vl.data.synthetic.scattered
 import lightning_vl.papers.bert.fine_tuning
 import lightning_vl.papers.bert.task
+import lightning_vl.papers.clip.convert
 import lightning_vl.papers.vit.bit
 import lightning_vl.papers.vit.task
 import lightning_vl.papers.vivit.task  # noqa: F401
@@ -60,8 +74,13 @@ from lightning_vl.data.datasets.in_memory import InMemory
 from lightning_vl.data.module import DataModule
 from lightning_vl.errors import UserError
 from lightning_vl.evaluation.examples import Examples
+from lightning_vl.evaluation.paper_datasets import PaperDataset
 from lightning_vl.evaluation.transfer import TransferTask, check_tasks, run_all
+from lightning_vl.evaluation.zero_shot import ZeroShot, check_all
+from lightning_vl.evaluation.zero_shot import run_all as run_zero_shot
 from lightning_vl.loggers import METRICS, MetricsFile, WandbRun, choose_wandb_mode, last_validation
+from lightning_vl.papers.clip.data import CaptionData
+from lightning_vl.papers.clip.task import ClipTask
 from lightning_vl.run import (
     CONFIG,
     RESULTS,
@@ -201,6 +220,12 @@ class Bench(LightningCLI):
             default=[],
             help="Tasks to transfer an image classifier to, after its test.",
         )
+        parser.add_argument(
+            "--zero_shot",
+            type=list[ZeroShot | PaperDataset],
+            default=[],
+            help="Data sets that CLIP classifies by the names of their classes, after its test.",
+        )
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint_last")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint_best")
 
@@ -301,6 +326,7 @@ class Bench(LightningCLI):
             return
         datamodule.setup("fit")  # what is wrong with the data is said before a folder is made
         check_tasks(model.net, self._get(self.config_init, "transfer"))
+        self._check_zero_shot()
         self._keep_config()
         self._log_configuration()
         if ckpt_path is None and (ckpt_path := self._resume_from()):
@@ -326,6 +352,7 @@ class Bench(LightningCLI):
     def test(self, model: Task, datamodule: DataModule, ckpt_path: str | None = None) -> None:
         """One pass over the test split with a checkpoint."""
         weights = self._weights(ckpt_path)
+        self._check_zero_shot()
         self._log_configuration()
         self.trainer.test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
         self._record({"started": now()}, {}, weights)
@@ -334,7 +361,7 @@ class Bench(LightningCLI):
         """Prints what a checkpoint says of every test sample: one JSON object a line."""
         self._weights(ckpt_path)
         batches = self.trainer.predict(model, datamodule=datamodule, ckpt_path=ckpt_path) or []
-        for batch in batches:
+        for batch in [*batches, model.conclusions(self.folder)]:
             for row in batch:
                 print(json.dumps(row))
 
@@ -402,7 +429,7 @@ class Bench(LightningCLI):
         from lightning_vl.report.cost import static_cost
 
         metrics = {**validation, **{name: float(value) for name, value in self.trainer.callback_metrics.items()}}
-        metrics |= self._transfer()
+        metrics |= {**self._transfer(), **self._zero_shot()}
         metrics = {name: value for name, value in metrics.items() if name != "step" and not name.startswith("train/")}
         expected = [entry.judge(metrics) for entry in self._get(self.config_init, "expected")]
         cost = static_cost(self.model.net)
@@ -447,6 +474,27 @@ class Bench(LightningCLI):
             logger.log_metrics(metrics, self.trainer.global_step)
         return metrics
 
+    def _check_zero_shot(self) -> None:
+        """Finds before anything is computed what can be wrong with the data sets of `zero_shot`."""
+        tasks = self._get(self.config_init, "zero_shot")
+        if tasks and not (isinstance(self.model, ClipTask) and isinstance(self.datamodule, CaptionData)):
+            raise UserError(
+                f"zero_shot is of networks that read class names, and this is a {type(self.model).__name__}",
+                "leave zero_shot out, or give an experiment of CLIP",
+            )
+        check_all(tasks)
+
+    def _zero_shot(self) -> dict[str, float]:
+        """What the network, with the weights that were tested, says of the data sets of `zero_shot`."""
+        tasks = self._get(self.config_init, "zero_shot")
+        if not tasks or self.subcommand == "validate":
+            return {}
+        encoder = self.model.to(self.trainer.strategy.root_device).encoder()
+        metrics = run_zero_shot(encoder, tasks, self.folder, self.settings.seed_everything)
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, self.trainer.global_step)
+        return metrics
+
 
 # How and where a run is carried out: may change when it goes on. Everything else is science.
 HOW = (
@@ -454,6 +502,7 @@ HOW = (
     "expected",
     "checkpoint_last",
     "transfer",  # is measured after training, which it cannot change
+    "zero_shot",  # likewise
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
@@ -596,6 +645,7 @@ def quiet() -> None:
         r"(?s).*was deprecated in v4.*",
         r"(?s).*skip_none parameter was deprecated.*",
         r".*It is recommended to use `self.log.*sync_dist=True.*",  # the metrics have summed over ranks already
+        r".*Total length of `DataLoader` across ranks is zero.*",  # a search by an index embeds no picture
         r".*args parameter is intended to run from within Python.*",
     ):
         warnings.filterwarnings("ignore", pattern)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, final
 
 import lightning
@@ -129,6 +130,10 @@ class Task(lightning.LightningModule, ABC):
     def predictions(self, batch: Batch, outputs: Any) -> list[dict[str, Any]]:
         """For each sample of a batch a row of plain values, `id` first."""
         return [{"id": name} for name in batch["id"]]
+
+    def conclusions(self, folder: Path) -> list[dict[str, Any]]:
+        """Rows that `predict` can say only once all samples were seen; may write files into the run's folder."""
+        return []
 
     def examples(self, batch: Batch, outputs: Any) -> list[Example]:
         """A batch's samples and predictions as a person sees them; none by default."""

@@ -1,11 +1,13 @@
 """Weights from local files: read without running code, carried between others' names and ours, loaded without a silent gap."""
 
+import os
 import re
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from glob import glob
 from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
@@ -38,6 +40,20 @@ def read_weights(path: str) -> Weights:
         UserError: no such file, not a state dict, broken, or a pickle that carries more than tensors.
     """
     return state_dict(read_file(path), path)
+
+
+def newest(path: str) -> str:
+    """The file that was changed last of those that a pattern with * names; what has no * is as it is.
+
+    Raises:
+        UserError: there is none.
+    """
+    if "*" not in path:
+        return path
+    found = glob(path)
+    if not found:
+        raise UserError(f"no file is called {path}", "train one first, or name another file of weights")
+    return max(found, key=os.path.getmtime)
 
 
 def read_file(path: str) -> Any:

@@ -91,10 +91,28 @@ SHRUNK_VIT = (
     "--trainer.val_check_interval=1",
 )
 
+SHRUNK_CLIP = (
+    # a CLIP at the paper's size, made small; the text tower keeps the vocabulary
+    "--model.init_args.net.init_args.text.init_args.dim=32",
+    "--model.init_args.net.init_args.text.init_args.layers=1",
+    "--model.init_args.net.init_args.text.init_args.heads=2",
+    "--model.init_args.net.init_args.text.init_args.embed_dim=16",
+    "--model.init_args.net.init_args.image.init_args.embed_dim=16",
+    "--model.init_args.net.init_args.image.init_args.image_size=32",
+    "--data.init_args.image_size=32",
+    "--data.init_args.batch_size=4",
+    "--data.init_args.evaluation_batch_size=8",
+    "--data.init_args.workers=0",
+    "--trainer.max_steps=1",
+    "--trainer.val_check_interval=1",
+)
+
 
 def tiny(file: str) -> tuple[str, ...]:
     """What makes an experiment on embedded data small enough for a test."""
     stem = Path(file).stem
+    if stem.startswith("clip_"):
+        return (*TINY_IMAGES, "--zero_shot=[]")
     return TINY_TEXT if stem.startswith("bert_") else TINY_IMAGES if stem.startswith(("vit_", "bit_")) else TINY
 
 

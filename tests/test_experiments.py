@@ -1,17 +1,21 @@
 """Every experiment's file: parsed, built at full size on the meta device, and run for a step."""
 
 import io
+import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
-from support import ROOT, SHRUNK, SHRUNK_BERT, SHRUNK_VIT, tiny, verb
+from support import ROOT, SHRUNK, SHRUNK_BERT, SHRUNK_CLIP, SHRUNK_VIT, tiny, verb
 
 from lightning_vl.cli import build
+from lightning_vl.papers.clip.model import CLIP
+from lightning_vl.papers.clip.towers import TextTransformer, VisionTransformer
 from lightning_vl.report.family import check_family, read_sweep
 
 EMBEDDED = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("experiments/*.yaml"))
@@ -19,6 +23,10 @@ PAPER = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("experime
 REAL = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("experiments/real/*.yaml"))
 OVERLAYS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("experiments/overlays/*.yaml"))
 SWEEPS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("experiments/sweeps/*.yaml"))
+FEW_SHAPES = (
+    "--zero_shot=[{name: shapes, source: {class_path: SceneShapes, init_args: {test_images: 64}}, "
+    "templates: {class_path: BareName}}]"
+)
 ROOT_GIVEN = "--data.init_args.source.init_args.root=/data"
 
 
@@ -42,16 +50,23 @@ def given_by_the_user(file: str) -> list[str]:
         return []
     recipe = yaml.safe_load((ROOT / file).read_text())
     start = ["--model.init_args.init_from.init_args.path=/weights.ckpt"]
+    if (recipe["model"]["init_args"].get("init_from") or {}).get("class_path") == "TowerInitialisation":
+        start = [
+            f"--model.init_args.init_from.init_args.{tower}.init_args.path=/{tower}.pt" for tower in ("image", "text")
+        ]
     source = recipe["data"]["init_args"]["source"]
     root = ROOT_GIVEN
     if source["class_path"] == "InMemory":
         root = root.replace("source.init_args", "source.init_args.source.init_args")
-    if source["class_path"] == "JoinedDocuments" or "path" in source.get("init_args", {}):
-        root = ""  # a set of the hub has its name, and joined ones have theirs
+    if source["class_path"] in ("JoinedDocuments", "JoinedCaptions", "DrawnScenes") or "path" in source.get(
+        "init_args", {}
+    ):
+        root = ""  # a set of the hub has its name, joined ones have theirs, and scenes are drawn
     vocabulary = recipe["data"]["init_args"].get("vocabulary", {"class_path": "TrainedVocabulary"})["class_path"]
+    given = vocabulary in ("VocabularyFile", "CheckpointVocabulary")
     return [
         *([root] if root else []),
-        *(["--data.init_args.vocabulary.init_args.path=/vocab.txt"] if vocabulary != "TrainedVocabulary" else []),
+        *(["--data.init_args.vocabulary.init_args.path=/vocab.txt"] if given else []),
         *(start if recipe["model"]["init_args"].get("init_from") else []),
     ]
 
@@ -84,6 +99,16 @@ def test_it_is_built_at_full_size_without_memory(file: str) -> None:
 def test_it_is_fitted_validated_and_tested(file: str, tmp_path: Path) -> None:
     """Breaks if an experiment fails on its own data."""
     steps = ("--trainer.max_steps=1", "--trainer.val_check_interval=1")
+    if file == "experiments/clip_zeroshot.yaml":  # an evaluation, of a run of another experiment
+        other = "experiments/clip_tiny.yaml"
+        assert verb("fit", "-c", other, *tiny(other), *steps, f"--run.root={tmp_path}", "--run.id=one") == 0
+        start = f"--model.init_args.init_from.init_args.path={tmp_path}/clip_tiny/*/checkpoints/best.ckpt"
+        words = ("test", "-c", file, *tiny(file)[:-1], start, f"--run.root={tmp_path}", "--run.id=smoke")
+        assert verb(*words, FEW_SHAPES) == 0
+        results = json.loads((tmp_path / "clip_zeroshot" / "smoke-test" / "results.json").read_text())
+        assert 0 <= results["metrics"]["zero_shot/shapes/top1"] <= 1
+        assert "baseline/zero_shot_shapes_majority" in results["metrics"]
+        return
     assert verb("fit", "-c", file, *tiny(file), *steps, f"--run.root={tmp_path}", "--run.id=smoke") == 0
     assert (tmp_path / Path(file).stem / "smoke" / "results.json").exists()
 
@@ -103,11 +128,52 @@ def test_the_papers_recipe_is_fitted_validated_and_tested_when_small(file: str, 
         assert verb("fit", "-c", file, *SHRUNK_BERT, *texts, f"--run.root={tmp_path}", "--run.id=smoke") == 0
         assert (tmp_path / Path(file).stem / "smoke" / "results.json").exists()
         return
+    if recipe["model"]["class_path"] == "ClipTask":
+        if not file.endswith("_zero_shot.yaml"):
+            fit_small_clip(file, recipe, tmp_path)
+        return
     heads = recipe["model"]["init_args"]["net"]["init_args"]["classes"]
     source = make_source(recipe["data"]["init_args"]["source"]["class_path"], tmp_path / "data", heads)
     arguments = ("fit", "-c", file, *SHRUNK, *source, f"--run.root={tmp_path}", "--run.id=smoke")
     assert verb(*arguments) == 0
     assert (tmp_path / Path(file).stem / "smoke" / "results.json").exists()
+
+
+def fit_small_clip(file: str, recipe: dict[str, Any], folder: Path) -> None:
+    """The recipe on 24 pairs in a shard, from weights for smaller images where it starts from some; then its zero-shot file."""
+    prefix = "--model.init_args.net.init_args.image.init_args."
+    vision = recipe["model"]["init_args"]["net"]["init_args"]["image"]["class_path"] == "VisionTransformer"
+    sizes = {"patch_size": 16, "dim": 32, "layers": 1, "heads": 2} if vision else {"layers": [1, 1, 1, 1], "width": 8}
+    small = [*SHRUNK_CLIP, *(f"{prefix}{name}={value}" for name, value in sizes.items())]
+    start = []
+    if recipe["model"]["init_args"].get("init_from"):
+        image = VisionTransformer(16, 16, 32, 1, 2, 16)
+        torch.save(
+            CLIP(image, TextTransformer(dim=32, layers=1, heads=2, embed_dim=16)).state_dict(), folder / "start.pt"
+        )
+        start = [f"--model.init_args.init_from.init_args.path={folder / 'start.pt'}"]
+    make_pairs(folder / "data")
+    source = [f"--data.init_args.source.init_args.{key}" for key in (f"root={folder / 'data'}", "held_out=4")]
+    where = [f"--run.root={folder}", "--run.id=smoke"]
+    assert verb("fit", "-c", file, *small, *source, *start, *where) == 0
+    best = folder / Path(file).stem / "smoke" / "checkpoints" / "best.ckpt"
+    evaluation = file.replace(".yaml", "_zero_shot.yaml")
+    words = [f"--model.init_args.init_from.init_args.path={best}", "--data.init_args.source.init_args.test_images=20"]
+    assert verb("test", "-c", evaluation, *small, *words, *where, FEW_SHAPES) == 0
+
+
+def make_pairs(root: Path) -> None:
+    """A shard of 24 images with captions."""
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    with tarfile.open(root / "00000.tar", "w") as shard:
+        for i in range(24):
+            buffer = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(buffer, "JPEG")
+            for suffix, content in (("jpg", buffer.getvalue()), ("txt", f"picture number {i}".encode())):
+                member = tarfile.TarInfo(f"{i:09}.{suffix}")
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
 
 
 def small_vit(folder: Path) -> list[str]:
@@ -183,7 +249,6 @@ def make_images(class_path: str, root: Path) -> list[str]:
 
 def make_source(class_path: str, root: Path, heads: dict[str, int]) -> list[str]:
     """A data set of a few real mp4 files in the layout that the experiment's source reads, with all classes declared."""
-    import json
 
     from support import write_video
 

@@ -100,6 +100,16 @@ class RandomResizedCrop(Augmentation):
         return 0, 0, height, width
 
 
+class RandomSquareCrop(Augmentation):
+    """A square of the image's shorter side, taken at a random place: CLIP's only augmentation (Sec. 2.5)."""
+
+    def __call__(self, image: Tensor, size: int, rng: np.random.Generator) -> Tensor:
+        """uint8 (c, h, w) -> uint8 (c, size, size)."""
+        image = resize_shorter_side(image, size)
+        top, left = (int(rng.integers(length - size + 1)) for length in image.shape[-2:])
+        return image[:, top : top + size, left : left + size].contiguous()
+
+
 class TimmAugment(Augmentation):
     """A crop, then one of timm's policies: RandAugment, AutoAugment, AugMix.
 
@@ -199,3 +209,24 @@ def resize(image: Tensor, size: int) -> Tensor:
     if image.shape[-2:] == (size, size):
         return image.contiguous()
     return pixels.resize(image, [size, size], InterpolationMode.BILINEAR, antialias=True)
+
+
+def resize_shorter_side(image: Tensor, size: int) -> Tensor:
+    """Bicubic as PIL has it, which CLIP's weights were trained and are tested with: uint8 (c, h, w) -> (c, h', w').
+
+    The shorter of h' and w' is `size`; the longer one is rounded down.
+    """
+    height, width = image.shape[-2:]
+    if min(height, width) == size:
+        return image
+    shorter = min(height, width)
+    target = (int(size * width / shorter), int(size * height / shorter))
+    resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(target, Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+def centre_square(image: Tensor, size: int) -> Tensor:
+    """The middle of the image after `resize_shorter_side`: uint8 (c, h, w) -> uint8 (c, size, size)."""
+    image = resize_shorter_side(image, size)
+    top, left = (round((length - size) / 2) for length in image.shape[-2:])
+    return image[:, top : top + size, left : left + size].contiguous()

@@ -19,8 +19,7 @@ class TextData(DataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """See `DataModule`; the whole vocabulary travels with the checkpoint."""
-        vocabulary = {"pieces": self.tokenizer.pieces, "lowercase": self.tokenizer.lowercase}
-        return {**super().state_dict(), "vocabulary": vocabulary}
+        return {**super().state_dict(), "vocabulary": self.tokenizer.stored()}
 
     def accept(self, saved: dict[str, Any]) -> None:
         """Refuses a checkpoint whose network has read pieces of another vocabulary."""

@@ -34,7 +34,33 @@ SMALLEST = 32  # pieces of a trained vocabulary
 SCHEMA = 1  # of trained vocabularies: a change of the training starts new ones
 
 
-class WordPiece:
+class TextTokenizer(ABC):
+    """Text as tokens, for networks that read one text at a time.
+
+    Attributes:
+        fingerprint: changes with whatever changes a text's tokens.
+    """
+
+    fingerprint: str
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def sequence(self, text: str, longest: int) -> list[int]:
+        """A text's tokens, with those that begin and end it.
+
+        Args:
+            text: any text.
+            longest: most tokens there may be; of a longer text the last ones are left out, but not the one that ends it.
+        """
+
+    @abstractmethod
+    def stored(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the vocabulary, plain values; `CheckpointVocabulary` makes the tokeniser of it again."""
+
+
+class WordPiece(TextTokenizer):
     """A vocabulary and the tokenisation with it.
 
     Args:
@@ -85,6 +111,14 @@ class WordPiece:
         encoded = self._plain.encode_batch_fast([_encodable(text) for text in texts], add_special_tokens=False)
         return [one.ids for one in encoded]
 
+    def sequence(self, text: str, longest: int) -> list[int]:
+        """[CLS], the text, [SEP]."""
+        return [self.cls, *self.encode(text)[: longest - 2], self.sep]
+
+    def stored(self) -> dict[str, Any]:
+        """Pieces and case."""
+        return {"pieces": self.pieces, "lowercase": self.lowercase}
+
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text: pieces joined to words, no space before a full stop; special tokens are shown."""
         return self._plain.decode(list(map(int, ids)), skip_special_tokens=False)
@@ -130,7 +164,7 @@ class Vocabulary(ABC):
     """Where a vocabulary comes from."""
 
     @abstractmethod
-    def tokenizer(self, source: DocumentSource | None) -> WordPiece:
+    def tokenizer(self, source: DocumentSource | None) -> TextTokenizer:
         """The tokenisation with it.
 
         Args:
@@ -195,19 +229,13 @@ class TrainedVocabulary(Vocabulary):
 
     def tokenizer(self, source: DocumentSource | None) -> WordPiece:
         """The tokenisation with the kept vocabulary, trained first where there is none."""
-        source = self.source or source
-        if source is None:
-            raise UserError(
-                "a trained vocabulary has no documents to be trained on",
-                "give the vocabulary a source of documents, or take VocabularyFile or CheckpointVocabulary",
-            )
+        source = training_documents(self.source, source)
         if self.size < SMALLEST:
             raise UserError(
                 f"a vocabulary of {self.size} pieces holds no words", f"give it a size of {SMALLEST} or more"
             )
         name = f"{SCHEMA} {source.fingerprint('train')} {self.size} {self.lowercase} {tokenizers.__version__}"
-        path = cache_folder() / "vocabularies" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.txt"
-        built_once(path, self._is_whole, lambda aside: self._train(source, aside))
+        path = trained_once(name, self._is_whole, lambda aside: self._train(source, aside))
         return WordPiece(_read(path), self.lowercase)
 
     def _is_whole(self, path: Path) -> bool:
@@ -232,8 +260,8 @@ class CheckpointVocabulary(Vocabulary):
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def tokenizer(self, source: DocumentSource | None) -> WordPiece:
-        """The tokenisation with the checkpoint's pieces; the source plays no part."""
+    def tokenizer(self, source: DocumentSource | None) -> TextTokenizer:
+        """The tokenisation with what the checkpoint keeps; the source plays no part."""
         from lightning_vl.checkpoints import load_whole  # it needs torch
 
         kept = kept_vocabulary(load_whole(Path(self.path)))
@@ -242,13 +270,60 @@ class CheckpointVocabulary(Vocabulary):
                 f"the checkpoint {self.path} carries no vocabulary",
                 "give one of a run on text, or the vocabulary's file with VocabularyFile",
             )
+        if "merges" in kept:
+            from lightning_vl.data.byte_pair import BytePair  # it is made of this module's classes
+
+            return BytePair.restored(kept)
         return WordPiece(kept["pieces"], kept["lowercase"])
 
 
 def kept_vocabulary(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The vocabulary that a checkpoint of ours keeps: its "pieces" by id, and whether "lowercase"; None where it has none."""
+    """The vocabulary that a checkpoint of ours keeps, as its tokeniser's `stored` gives it; None where it has none."""
     kept = (state["vocabulary"] for state in checkpoint.values() if isinstance(state, dict) and "vocabulary" in state)
-    return next((one for one in kept if isinstance(one, dict) and {"pieces", "lowercase"} <= one.keys()), None)
+    kinds = ({"pieces", "lowercase"}, {"merges", "unused"})
+    return next((one for one in kept if isinstance(one, dict) and any(kind <= one.keys() for kind in kinds)), None)
+
+
+def word_pieces(tokenizer: TextTokenizer) -> WordPiece:
+    """The tokeniser itself, for networks that need [CLS], [SEP] and [MASK].
+
+    Raises:
+        UserError: it is of another kind.
+    """
+    if not isinstance(tokenizer, WordPiece):
+        raise UserError(
+            "a network like BERT reads WordPieces, which this vocabulary does not make",
+            "give data.init_args.vocabulary VocabularyFile, TrainedVocabulary, or a checkpoint of a run on such pieces",
+        )
+    return tokenizer
+
+
+def training_documents(own: DocumentSource | None, run: DocumentSource | None) -> DocumentSource:
+    """What a vocabulary is trained on: documents of its own, or else the run's.
+
+    Raises:
+        UserError: there are neither.
+    """
+    source = own or run
+    if source is None:
+        raise UserError(
+            "a trained vocabulary has no documents to be trained on",
+            "give the vocabulary a source of documents, or take one from a file or CheckpointVocabulary",
+        )
+    return source
+
+
+def trained_once(name: str, whole: Callable[[Path], bool], train: Callable[[Path], None]) -> Path:
+    """The file of a trained vocabulary in the cache, trained first where there is none.
+
+    Args:
+        name: says everything that the vocabulary depends on.
+        whole: says whether what is there is whole.
+        train: writes it to the path that it is given.
+    """
+    path = cache_folder() / "vocabularies" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.txt"
+    built_once(path, whole, train)
+    return path
 
 
 def train_pieces(texts: Callable[[], Iterable[str]], size: int, lowercase: bool) -> list[str]:

@@ -10,10 +10,23 @@ from lightning_vl.nn.attention import Attention, PackedAttention
 from lightning_vl.nn.initialisation import init_linear
 from lightning_vl.nn.packing import Packing
 
-GeluApproximation = Literal["tanh", "none"]
+GeluApproximation = Literal["tanh", "none", "quick"]
 
 # flax's default, with which the official ViT and ViViT weights were trained; torch's is 1e-5.
 LAYER_NORM_EPS = 1e-6
+
+
+class QuickGelu(nn.Module):
+    """x sigmoid(1.702 x), the cheaper approximation of GELU that CLIP's weights were trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+def gelu(approximation: GeluApproximation) -> nn.Module:
+    """The activation of that name."""
+    return QuickGelu() if approximation == "quick" else nn.GELU(approximate=approximation)
 
 
 class Mlp(nn.Module):
@@ -24,7 +37,7 @@ class Mlp(nn.Module):
         hidden_dim: width of the hidden layer.
         dropout: after each of the two linear layers.
         gelu_approximation: "tanh" as in flax and so in the official weights; "none" is the exact form with erf, as in
-            timm and in transformers' ViT.
+            timm and in transformers' ViT; "quick" is CLIP's.
     """
 
     def __init__(
@@ -32,7 +45,7 @@ class Mlp(nn.Module):
     ) -> None:
         super().__init__()
         self.hidden = nn.Linear(dim, hidden_dim)
-        self.gelu = nn.GELU(approximate=gelu_approximation)
+        self.gelu = gelu(gelu_approximation)
         self.output = nn.Linear(hidden_dim, dim)
         self.dropout = nn.Dropout(dropout)
         init_linear(self.hidden, bias_std=1e-6)
@@ -106,9 +119,9 @@ class PreNormBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.stochastic_depth = StochasticDepth(stochastic_depth)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, ..., n, d) to the same; a branch is dropped for all sequences of an example at once."""
-        x = x + self.stochastic_depth(self.dropout(self.attention(self.norm_attention(x))))  # ViT, Eq. 2
+    def forward(self, x: Tensor, *packing: Packing) -> Tensor:
+        """(b, ..., n, d) to the same, or (t, d) of packed sequences; a branch is dropped for all sequences of an example."""
+        x = x + self.stochastic_depth(self.dropout(self.attention(self.norm_attention(x), *packing)))  # ViT, Eq. 2
         return x + self.stochastic_depth(self.mlp(self.norm_mlp(x)))  # ViT, Eq. 3
 
 
@@ -146,10 +159,10 @@ class Encoder(nn.Module):
         )
         self.norm = nn.LayerNorm(dim, eps=layer_norm_eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, ..., n, d) to the same, normalised."""
+    def forward(self, x: Tensor, *packing: Packing) -> Tensor:
+        """(b, ..., n, d) to the same, or (t, d) of packed sequences, normalised."""
         for block in self.blocks:
-            x = block(x)
+            x = block(x, *packing)
         return self.norm(x)
 
 

@@ -71,3 +71,20 @@ def pack(lengths: Tensor) -> Packing:
     slots = torch.zeros_like(inside, dtype=torch.long)
     slots[inside] = torch.arange(len(places), device=lengths.device)
     return Packing(slots, places, None if bool(inside.all()) else inside)
+
+
+def chunks(token_ids: Tensor, packing: Packing, size: int) -> list[tuple[Tensor, Packing]]:
+    """The sequences of a line in groups, each a line of its own.
+
+    Args:
+        token_ids: (t,).
+        packing: where the b sequences lie.
+        size: sequences of a group; the last one may have fewer.
+    """
+    first, last = packing.first, packing.last
+    lengths = last - first + 1
+    groups = []
+    for start in range(0, len(first), size):
+        end = min(start + size, len(first))
+        groups.append((token_ids[int(first[start]) : int(last[end - 1]) + 1], pack(lengths[start:end])))
+    return groups

@@ -25,6 +25,7 @@ from lightning_vl.report.family import Sweep, read_sweep
 from lightning_vl.report.results import LeftOut, Run, find_runs, parse_results
 from lightning_vl.report.sweep import tasks
 from lightning_vl.report.table import Row, default_metric, heading, make_row, markdown_row, mean_and_spread, quantity
+from lightning_vl.report.zero_shot import zero_shot_table
 
 RESULTS = Path("results")
 PAGE = Path("RESULTS.md")
@@ -105,6 +106,7 @@ def page() -> str:
     columns += ["MACs (1e9)", "steps", "minutes a run", "device"]
     lines = [_HEAD, markdown_row(columns), "|" + "---|" * len(columns)]
     lines += [markdown_row(_cells(row)) for row in rows]
+    lines += zero_shot_table(rows)
     for table in sorted(RESULTS.glob("*/table.md")):
         lines += ["", table.read_text(encoding="utf-8").rstrip()]
         figure = table.with_name("figure.png")
@@ -155,7 +157,9 @@ def main(argv: Sequence[str]) -> int:
 def _cells(row: Row) -> list[str]:
     metric = default_metric(row.runs)
     results = [run.results for run in row.runs]
-    baselines = [name for name in row.metrics if name.startswith("baseline/")]
+    baselines = [
+        name for name in row.metrics if name.startswith("baseline/") and not name.startswith("baseline/zero_shot_")
+    ]
     also = [name for name in row.metrics if name.startswith("test/") and name not in (metric, "test/loss")]
     hours = [item["hours"] for item in results if item.get("hours") is not None]
     expected = {
@@ -203,7 +207,9 @@ def _command_of(name: str) -> str:
         raise UserError(
             f"there is no experiments/**/{name}.yaml", "Give --command, the command that makes the runs again"
         )
-    header = re.search(r"^# Command: (python -m lightning_vl fit .*(?:\n# +--.*)*)", found[0].read_text(), re.MULTILINE)
+    header = re.search(
+        r"^# Command: (python -m lightning_vl (?:fit|test) .*(?:\n# +--.*)*)", found[0].read_text(), re.MULTILINE
+    )
     return re.sub(r"\n# +", " ", header[1]) if header else f"python -m lightning_vl fit -c {found[0].as_posix()}"
 
 

@@ -26,7 +26,7 @@ SEEDS_TO_MARK = 3
 GUTTER = 3  # between groups on a terminal
 LEFT_OUT_LINES = 5  # of run folders that take no part
 
-_SHARES = re.compile(r"top\d|accuracy|matthews|f1|recall|r@\d|transfer/")
+_SHARES = re.compile(r"top\d|accuracy|matthews|f1|recall|r@\d|_r\d|transfer/|zero_shot(?!.*median_rank)")
 _LOWER_IS_BETTER = re.compile(r"loss|error|perplexity|rank")
 
 

@@ -338,7 +338,7 @@ def _built(contents: Contents, path: str) -> Bert:
 
 
 def stored_vocabulary(path: str) -> dict[str, Any] | None:
-    """The vocabulary that a checkpoint of ours keeps beside the weights: its "pieces" by id, and whether "lowercase".
+    """The vocabulary that a checkpoint of ours keeps beside the weights, as its tokeniser's `stored` gives it.
 
     Args:
         path: any file or folder of weights; those of others keep none.

@@ -16,7 +16,7 @@ from lightning_vl.data.source import Split
 from lightning_vl.data.stream import Batch, Key, KeyedDataset, Sample, SeededDataset, TrainingLoader, TrainingStream
 from lightning_vl.data.text import TextData
 from lightning_vl.data.token_store import TokenStore, token_store
-from lightning_vl.data.tokenizer import Vocabulary, WordPiece
+from lightning_vl.data.tokenizer import Vocabulary, WordPiece, word_pieces
 from lightning_vl.errors import UserError
 from lightning_vl.nn.packing import Packing, pack
 from lightning_vl.papers.bert.fill_in import Sentences, collate_sentences
@@ -251,7 +251,7 @@ class PreTrainingData(TextData):
         """The vocabulary, then the data sets; see `DataModule`."""
         self._check()
         if not hasattr(self, "tokenizer"):
-            self.tokenizer = self.vocabulary.tokenizer(self.source)
+            self.tokenizer = word_pieces(self.vocabulary.tokenizer(self.source))
         if stage == "predict" and self.sentences is not None:
             self.datasets = {"test": Sentences(self.sentences, self.tokenizer, self.objective, self.length)}
         else:

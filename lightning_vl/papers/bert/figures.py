@@ -250,7 +250,7 @@ def _network(arguments: argparse.Namespace) -> "tuple[Bert, WordPiece]":
     Raises:
         UserError: there is no BERT or no vocabulary.
     """
-    from lightning_vl.data.tokenizer import CheckpointVocabulary, Vocabulary, VocabularyFile
+    from lightning_vl.data.tokenizer import CheckpointVocabulary, Vocabulary, VocabularyFile, word_pieces
     from lightning_vl.papers.bert.convert import load_bert
     from lightning_vl.report.profile import find_device
 
@@ -260,4 +260,4 @@ def _network(arguments: argparse.Namespace) -> "tuple[Bert, WordPiece]":
         vocabulary = VocabularyFile(arguments.vocabulary)
     elif not arguments.weights.endswith(".ckpt"):
         raise UserError(f"{arguments.weights} carries no vocabulary", "give its vocab.txt: --vocabulary FILE")
-    return net, vocabulary.tokenizer(None)
+    return net, word_pieces(vocabulary.tokenizer(None))

@@ -13,7 +13,7 @@ from lightning_vl.data.labelled_text import LabelledText, LabelledTextSource
 from lightning_vl.data.source import Split
 from lightning_vl.data.stream import Batch, Sample
 from lightning_vl.data.text import TextData
-from lightning_vl.data.tokenizer import Vocabulary, WordPiece
+from lightning_vl.data.tokenizer import Vocabulary, WordPiece, word_pieces
 from lightning_vl.errors import CorruptSample, UserError
 from lightning_vl.evaluation.bag_of_words import bag_of_words
 from lightning_vl.evaluation.examples import Example
@@ -166,7 +166,7 @@ class SentenceData(TextData):
                 f"set data.init_args.length to {SHORTEST} or more",
             )
         if not hasattr(self, "tokenizer"):
-            self.tokenizer = self.vocabulary.tokenizer(None)
+            self.tokenizer = word_pieces(self.vocabulary.tokenizer(None))
         super().setup(stage)
 
     def dataset(self, split: Split) -> TokenisedTexts:

@@ -168,7 +168,7 @@ def check_vocabulary(path: str, tokenizer: WordPiece) -> None:
         UserError: the file cannot be read, or its vocabulary is another one.
     """
     stored = stored_vocabulary(path)
-    if stored is not None and (stored["pieces"], stored["lowercase"]) != (tokenizer.pieces, tokenizer.lowercase):
+    if stored is not None and stored != tokenizer.stored():
         raise UserError(
             f"the weights in {path} were trained with another vocabulary than the data's",
             "take the checkpoint's: a data.init_args.vocabulary with class_path CheckpointVocabulary and the same path",
