@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 from lightning_vl.errors import UserError
 from lightning_vl.nn.positions import NoPositions, Positions
-from lightning_vl.weights import Report, Weights, build_network, fuse, load_checked, part, read_weights, translate
+from lightning_vl.weights import (
+    Report,
+    Weights,
+    build_network,
+    fuse,
+    load_checked,
+    newest,
+    part,
+    read_weights,
+    translate,
+)
 
 
 def weights() -> Weights:
@@ -164,3 +174,14 @@ def test_a_report_can_be_read() -> None:
         "  fresh    head.bias",
         "  dropped  old.bias",
     ]
+
+
+def test_the_newest_of_a_pattern(tmp_path: Path) -> None:
+    """Breaks if an evaluation takes an older run than the last one, or a pattern of nothing is a traceback."""
+    for age, name in enumerate(["b", "c", "a"]):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    assert newest(f"{tmp_path}/*") == f"{tmp_path}/b"
+    assert newest("plain/file.pt") == "plain/file.pt"
+    with pytest.raises(UserError, match=r"no file is called .*\.ckpt"):
+        newest(f"{tmp_path}/*.ckpt")

@@ -6,7 +6,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from lightning_vl.nn.attention import Attention
-from lightning_vl.nn.blocks import Encoder, Mlp, PreNormBlock, StochasticDepth, stochastic_depth_ramp
+from lightning_vl.nn.blocks import Encoder, Mlp, PreNormBlock, StochasticDepth, gelu, stochastic_depth_ramp
 
 
 def test_block_equals_timm() -> None:
@@ -35,6 +35,15 @@ def test_gelu_is_the_tanh_form_unless_told_otherwise() -> None:
     x = torch.linspace(-4, 4, 101)
     assert torch.equal(Mlp(4, 8).gelu(x), nn.functional.gelu(x, approximate="tanh"))
     assert torch.equal(Mlp(4, 8, gelu_approximation="none").gelu(x), nn.functional.gelu(x))
+
+
+def test_quick_gelu_is_transformers() -> None:
+    """Breaks if CLIP's weights meet another activation than the one they were trained with."""
+    from transformers.activations import QuickGELUActivation
+
+    x = torch.linspace(-5, 5, 101)
+    torch.testing.assert_close(gelu("quick")(x), QuickGELUActivation()(x))
+    assert not torch.allclose(gelu("quick")(x), gelu("none")(x), atol=1e-3)
 
 
 def test_stochastic_depth_drops_whole_examples_and_does_not_rescale() -> None:

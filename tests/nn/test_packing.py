@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_vl.nn.packing import pack
+from lightning_vl.nn.packing import chunks, pack
 
 LENGTHS = torch.tensor([3, 1, 4])
 
@@ -72,3 +72,14 @@ def test_gradients_come_back_to_the_line() -> None:
     line = torch.randn(8, 2, requires_grad=True)
     packing.unpad(packing.pad(line)).sum().backward()
     assert torch.equal(line.grad, torch.ones(8, 2))
+
+
+@pytest.mark.parametrize("lengths", [[3, 1, 4, 1, 5], [2, 2, 2]])
+def test_chunks_hold_the_same_sequences(lengths: list[int]) -> None:
+    """Breaks if a sequence is cut, lost or read twice where a line is embedded in parts."""
+    line = torch.arange(sum(lengths))
+    parts = chunks(line, pack(torch.tensor(lengths)), 2)
+    assert torch.equal(torch.cat([tokens for tokens, _ in parts]), line)
+    found = [len(row) for tokens, packing in parts for row in tokens.tensor_split((packing.first[1:]).tolist())]
+    assert found == lengths
+    assert [len(packing.first) for _, packing in parts] == [2] * (len(lengths) // 2) + [1] * (len(lengths) % 2)
