@@ -96,6 +96,7 @@ from lightning_vl.run import (
 )
 from lightning_vl.task import Task
 from lightning_vl.terminal import say
+from lightning_vl.weights import newest
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 DESCRIPTIONS = {
@@ -326,7 +327,7 @@ class Bench(LightningCLI):
             return
         datamodule.setup("fit")  # what is wrong with the data is said before a folder is made
         check_tasks(model.net, self._get(self.config_init, "transfer"))
-        self._check_zero_shot()
+        self._check_zero_shot(needed=False)
         self._keep_config()
         self._log_configuration()
         if ckpt_path is None and (ckpt_path := self._resume_from()):
@@ -352,7 +353,7 @@ class Bench(LightningCLI):
     def test(self, model: Task, datamodule: DataModule, ckpt_path: str | None = None) -> None:
         """One pass over the test split with a checkpoint."""
         weights = self._weights(ckpt_path)
-        self._check_zero_shot()
+        self._check_zero_shot(needed=True)
         self._log_configuration()
         self.trainer.test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
         self._record({"started": now()}, {}, weights)
@@ -373,7 +374,7 @@ class Bench(LightningCLI):
             raise UserError(
                 "no checkpoint is given", "name it: --ckpt_path runs/<experiment>/<id>/checkpoints/best.ckpt"
             )
-        return Path(path)
+        return Path(newest(str(path)))
 
     def _summary(self) -> str:
         network = self.model.net
@@ -474,15 +475,15 @@ class Bench(LightningCLI):
             logger.log_metrics(metrics, self.trainer.global_step)
         return metrics
 
-    def _check_zero_shot(self) -> None:
-        """Finds before anything is computed what can be wrong with the data sets of `zero_shot`."""
+    def _check_zero_shot(self, needed: bool) -> None:
+        """Finds before anything is computed what can be wrong with the data sets of `zero_shot`; some must be there if needed."""
         tasks = self._get(self.config_init, "zero_shot")
         if tasks and not (isinstance(self.model, ClipTask) and isinstance(self.datamodule, CaptionData)):
             raise UserError(
                 f"zero_shot is of networks that read class names, and this is a {type(self.model).__name__}",
                 "leave zero_shot out, or give an experiment of CLIP",
             )
-        check_all(tasks)
+        check_all(tasks, needed)
 
     def _zero_shot(self) -> dict[str, float]:
         """What the network, with the weights that were tested, says of the data sets of `zero_shot`."""

@@ -101,7 +101,7 @@ class RandomResizedCrop(Augmentation):
 
 
 class RandomSquareCrop(Augmentation):
-    """A square of the image's shorter side, taken at a random place: CLIP's only augmentation (Sec. 2.5)."""
+    """A square of the image's shorter side, taken at a random place: CLIP's only augmentation."""
 
     def __call__(self, image: Tensor, size: int, rng: np.random.Generator) -> Tensor:
         """uint8 (c, h, w) -> uint8 (c, size, size)."""

@@ -42,7 +42,8 @@ class DualEncoder:
     @property
     def scale(self) -> float:
         """What cosines are multiplied by."""
-        return float(self.net.logit_scale.detach().float().exp())
+        with self._evaluating():
+            return float(self.net.scale)
 
     def pixels(self, image: np.ndarray) -> Tensor:
         """uint8 (h, w, 3) of any size to uint8 (3, image_size, image_size)."""

@@ -237,7 +237,7 @@ SHIFTED = (
     Definition("imagenet_sketch", "ImageNet Sketch", 1000, "imagenet", TopOne(), None, (_wds("imagenet_sketch", 50_889),)),
     Definition(
         "youtube_bb", "YouTube-BB frames", 23, "youtube_bb", TopOne(), None,
-        note="frames in class folders; the paper reports the anchor frames and the worst of ten around each",
+        note="frames in class folders; the paper reports the anchor frames and the worst frame within ten on either side of each (from memory)",
     ),
     Definition(
         "svhn", "SVHN", 10, "svhn", TopOne(), None, (_wds("vtab-svhn", 26_032),),
@@ -472,7 +472,7 @@ def local_source(definition: Definition, root: str) -> ImageSource | MultiLabelS
 
 def renames(name: str) -> dict[str, str | list[str]]:
     """Words for class names of a set that are none; a list where a class has several."""
-    path = HERE / "names" / f"{name.removesuffix('_biomedical')}.csv"
+    path = HERE / "names" / f"{name}.csv"
     if not path.exists():
         return {}
     with open(path, encoding="utf-8", newline="") as file:

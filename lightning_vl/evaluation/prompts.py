@@ -129,6 +129,11 @@ def read_templates(path: str) -> list[str]:
     return checked([line.replace(OTHER_SLOT, SLOT) for line in lines], path)
 
 
+IMAGENET = 1000
+# of the released list's names of ImageNet's classes two stand for two classes each; one of each pair is called otherwise here
+IMAGENET_TWICE = {(744, "missile"): "projectile", (836, "sunglasses"): "sunglass"}
+
+
 def read_class_names(path: str) -> list[str]:
     """The names of class 0, 1, ... of a file, one a line; several words for one class are left as they are.
 
@@ -138,6 +143,8 @@ def read_class_names(path: str) -> list[str]:
     names = read_lines(path)
     if not names:
         raise UserError(f"{path} is empty", "write the name of a class in each line, in the order of their numbers")
+    if len(names) == IMAGENET:
+        names = [IMAGENET_TWICE.get((number, name), name) for number, name in enumerate(names)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{path} has the class {twice[0]!r} twice", "give each class a name of its own")
     return names

@@ -15,6 +15,7 @@ from lightning_vl.papers.clip.model import ClipOutput
 
 RECALLS = (1, 5, 10)  # of Table 13
 CHUNK = 2**24  # similarities held at once: 16 MiB
+TIE = 1e-6  # what rounding alone may part
 
 
 class RetrievalMetrics(Metric):
@@ -88,7 +89,8 @@ def retrieval_ranks(queries: Tensor, items: Tensor, query: Tensor, positive: Ten
 
     The rank is one more than the number of items, those that are positives of the same query aside, that are no less
     similar than the best positive. A tie therefore counts against the positive: embeddings that have collapsed into one
-    point score the worst rank, not the best. So does a similarity that is no number.
+    point score the worst rank, not the best. So does a similarity that is no number. Similarities that are no more than 1e-6
+    apart are a tie: rounding parts equal ones by less, and differently for each size of a product of matrices.
 
     Similarities are float32, whatever the precision that is set for products of matrices. They are computed for as many
     queries at once as `chunk` allows, at least for one: beside the inputs about 13 bytes for each of them are held, 52 MiB
@@ -126,7 +128,7 @@ def _ranks(queries: Tensor, items: Tensor, query: Tensor, positive: Tensor) -> T
     similarity = queries.float() @ items.float().T  # (r, n)
     best = similarity.new_full((len(queries),), -math.inf)
     best = best.scatter_reduce(0, query, similarity[query, positive], "amax")
-    before = (similarity < best[:, None]).logical_not_()
+    before = (similarity < best[:, None] - TIE).logical_not_()
     before[query, positive] = False
     return 1 + before.sum(1)
 

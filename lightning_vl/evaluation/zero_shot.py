@@ -204,8 +204,12 @@ class Absent(NamedTuple):
     how: str
 
 
-def check_all(tasks: Sequence[ZeroShot]) -> list[Absent]:
+def check_all(tasks: Sequence[ZeroShot], needed: bool) -> list[Absent]:
     """Finds before training what can be wrong with its zero-shot tasks. No image is opened.
+
+    Args:
+        tasks: the data sets.
+        needed: whether it is an error that none of them is here.
 
     Returns:
         The data sets that are not here; the run passes over them.
@@ -234,7 +238,7 @@ def check_all(tasks: Sequence[ZeroShot]) -> list[Absent]:
             absent.append(reason)
             continue
         _check_words(task)
-    if tasks and len(absent) == len(tasks):
+    if needed and tasks and len(absent) == len(tasks):
         raise UserError(f"no data set of zero_shot is here: {absent[0].task.name}: {absent[0].what}", absent[0].how)
     return absent
 
@@ -290,13 +294,13 @@ def run_all(encoder: DualEncoder, tasks: Sequence[ZeroShot], folder: Path, seed:
         metric, perhaps `/probe`, and `baseline/zero_shot_<name>_majority`.
 
     Raises:
-        UserError: see `check_all`; or none of the data sets could be classified.
+        UserError: see `check_all`; that a data set is not there is said, and never takes a trained run its record.
     """
     from lightning_vl.evaluation.zero_shot_page import print_results, write_results
 
     if not tasks:
         return {}
-    absent = {reason.task.name: reason for reason in check_all(tasks)}
+    absent = {reason.task.name: reason for reason in check_all(tasks, needed=False)}
     results: list[Result | Absent] = []
     with torch.random.fork_rng([]):  # loaders draw from the global generator
         for task in tasks:
@@ -307,7 +311,7 @@ def run_all(encoder: DualEncoder, tasks: Sequence[ZeroShot], folder: Path, seed:
     if all(isinstance(result, Absent) for result in results):
         first = results[0]
         assert isinstance(first, Absent)
-        raise UserError(f"no data set could be classified: {first.task.name}: {first.what}", first.how)
+        say(f"zero-shot: warning: no data set could be classified: {first.task.name}: {first.what}")
     write_results(results, folder)
     print_results(results)
     return {name: value for result in results if isinstance(result, Result) for name, value in result.metrics().items()}

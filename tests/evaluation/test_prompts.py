@@ -143,3 +143,14 @@ def test_what_cannot_be_used_is_said_in_two_lines(tmp_path: Path) -> None:
 def test_names_become_words(name: str, words: str) -> None:
     """Breaks if a name reaches the text tower with underscores or glued words, or one that is words already is changed."""
     assert readable(name) == words
+
+
+def test_the_released_names_of_imagenet_are_read(tmp_path: Path) -> None:
+    """Breaks if the two names that stand twice in the released list make ImageNet a set that cannot be had."""
+    open_clip = pytest.importorskip("open_clip")
+    file = tmp_path / "classnames.txt"
+    file.write_text("\n".join(open_clip.IMAGENET_CLASSNAMES) + "\n")
+    names = read_class_names(str(file))
+    assert len(set(names)) == 1000
+    assert names[744] == "projectile"
+    assert names[657] == "missile"

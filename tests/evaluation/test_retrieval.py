@@ -263,3 +263,11 @@ def test_thousands_take_bounded_memory() -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 100_000  # KiB: 52 MiB of them are a chunk
+
+
+@pytest.mark.parametrize(("n", "dim", "rows"), [(101, 64, 3), (50, 512, 7), (333, 32, 10)])
+def test_rounding_decides_no_tie(n: int, dim: int, rows: int) -> None:
+    """Breaks if equal embeddings, whose products differ in the last bit, are ranked by how a product of matrices is cut."""
+    one = torch.nn.functional.normalize(torch.randn(dim, generator=torch.Generator().manual_seed(0)), dim=0)
+    collapsed, places = one.repeat(n, 1), torch.arange(n)
+    assert retrieval_ranks(collapsed, collapsed, places, places, chunk=rows * n).tolist() == [n] * n

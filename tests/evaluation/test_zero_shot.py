@@ -189,7 +189,7 @@ def test_images_with_several_labels(encoder: DualEncoder, tmp_path: Path) -> Non
     assert found["baseline/zero_shot_several_majority"] == 0.5  # half of the images show red
     assert found["zero_shot/several/probe"] > 0.5
     with pytest.raises(UserError, match="several is measured by top-1"):
-        check_all([ZeroShot("several", Several(), PROMPTS)])
+        check_all([ZeroShot("several", Several(), PROMPTS)], needed=True)
 
 
 # -- what is missing or wrong -------------------------------------------------------------------------------------------
@@ -237,11 +237,11 @@ def test_two_classes_of_one_name() -> None:
     """Breaks if two classes get the same column of the classifier: their images could never be told apart."""
     renamed = ZeroShot("birds", Colours(["crane", "crane_bird", "wren"]), PROMPTS, names={"crane_bird": "Crane"})
     with pytest.raises(UserError, match="the classes 'crane' and 'crane_bird' of birds are both called 'Crane'") as one:
-        check_all([renamed])
+        check_all([renamed], needed=True)
     assert len(str(one.value).splitlines()) == 2
     synonyms = ZeroShot("faces", Colours(["happy", "sad", "bored"]), PROMPTS, names={"sad": ["low", "bored"]})
     with pytest.raises(UserError, match="'sad' and 'bored' of faces are both called 'bored'"):
-        check_all([synonyms])
+        check_all([synonyms], needed=True)
 
 
 @pytest.mark.parametrize(
@@ -260,22 +260,26 @@ def test_two_classes_of_one_name() -> None:
 def test_mistakes_are_found_before_training(task: ZeroShot, said: str) -> None:
     """Breaks if a mistake of the file is found only after hours, or is not said in two lines."""
     with pytest.raises(UserError, match=said) as error:
-        check_all([task])
+        check_all([task], needed=True)
     assert len(str(error.value).splitlines()) == 2
 
 
 def test_checks_without_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     """Breaks if a missing data set is not reported, numbers as names go unnoticed, or words that were given are doubted."""
-    absent = check_all([digits(), ZeroShot("gone", NotHere(), PROMPTS)])
+    absent = check_all([digits(), ZeroShot("gone", NotHere(), PROMPTS)], needed=True)
     assert [(reason.task.name, reason.what) for reason in absent] == [("gone", "there is no folder DATA")]
     assert "warning" not in capsys.readouterr().err
-    check_all([digits(names=None)])
+    check_all([digits(names=None)], needed=True)
     assert "digits: warning: 10 classes are called by numbers (0, 1, 2, ...)" in capsys.readouterr().err
-    assert check_all([]) == []
+    assert check_all([], needed=True) == []
+    gone = ZeroShot("gone", NotHere(), PROMPTS)
+    assert [reason.task for reason in check_all([gone], needed=False)] == [gone]
+    with pytest.raises(UserError, match="no data set of zero_shot is here: gone"):
+        check_all([gone], needed=True)
     with pytest.raises(UserError, match="two zero-shot tasks are called digits"):
-        check_all([digits(), digits()])
+        check_all([digits(), digits()], needed=True)
     empty = ZeroShot("empty", Colours(count=0), PROMPTS)
-    assert check_all([empty, digits()])[0].what == "its test split has no images"
+    assert check_all([empty, digits()], needed=True)[0].what == "its test split has no images"
 
 
 def test_an_experiment_s_file_reads_back(tmp_path: Path) -> None:

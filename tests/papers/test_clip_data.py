@@ -89,7 +89,7 @@ def test_a_long_caption_keeps_its_end() -> None:
 
 
 def test_a_crop_is_a_square_of_the_shorter_side() -> None:
-    """Breaks if images are squeezed, or a part is taken that is smaller than the shorter side (Sec. 2.5)."""
+    """Breaks if images are squeezed, or a part is taken that is smaller than the shorter side."""
     image = torch.arange(40, dtype=torch.uint8).expand(3, 24, 40).contiguous()  # columns rise from left to right
     firsts = set()
     for seed in range(60):

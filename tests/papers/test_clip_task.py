@@ -19,7 +19,7 @@ from lightning_vl.nn.packing import pack
 from lightning_vl.optim import Constant
 from lightning_vl.papers.clip.model import CLIP
 from lightning_vl.papers.clip.task import ClipTask
-from lightning_vl.papers.clip.towers import TextTransformer, VisionTransformer
+from lightning_vl.papers.clip.towers import ModifiedResNet, TextTransformer, VisionTransformer
 
 EXPERIMENT = "experiments/clip_tiny.yaml"
 SHORT = (
@@ -29,7 +29,9 @@ SHORT = (
     "--data.init_args.workers=0",
     "--data.init_args.batch_size=8",
     "--data.init_args.evaluation_batch_size=8",
-    "--model.init_args.net.init_args.image.init_args.layers=1",
+    # without batch norm, which sees a process's own images alone
+    "--model.init_args.net.init_args.image={class_path: VisionTransformer, "
+    "init_args: {image_size: 64, patch_size: 16, dim: 32, layers: 1, heads: 2, embed_dim: 128}}",
     "--model.init_args.net.init_args.text.init_args.layers=1",
     "--model.init_args.schedule.init_args.warmup_steps=2",
     "--trainer.max_steps=12",
@@ -274,3 +276,21 @@ def test_two_ranks_have_the_losses_of_one(command: Command, tmp_path: Path, furt
     assert runs[1][0] == pytest.approx(runs[0][0], abs=1e-6)
     for name, value in runs[0][1].items():
         assert runs[1][1][name] == pytest.approx(value, abs=1e-5, rel=1e-5), name
+
+
+def test_chunks_count_once_in_batch_norm() -> None:
+    """Breaks if what is computed again for the gradients moves the running statistics a second time."""
+    images = torch.rand(PAIRS, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    towers = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        towers.append(ModifiedResNet(32, (1, 1, 1, 1), 8, 8).train())
+    once, chunked = towers
+    for part in images.split(4):
+        once(part)
+    text = TextTransformer(VOCABULARY, 16, 8, 1, 2, 8)
+    Step(task(CLIP(chunked, text), chunk=4))({**batch(), "image": images}).backward()
+    statistics = {name: value for name, value in once.named_buffers() if "running" in name}
+    assert statistics
+    for name, value in statistics.items():
+        torch.testing.assert_close(chunked.get_buffer(name), value)

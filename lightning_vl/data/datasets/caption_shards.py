@@ -204,6 +204,11 @@ class CaptionShards(StreamedCaptions):
             held = [indices[os.path.join(self.root, name)] for name in found]
             shards[split] = ShardedPairs(self.root, found, held, self.caption_key or "caption")
             _report(split, found, held)
+            if not len(shards[split]):
+                raise UserError(
+                    f"the {split} shards, {os.path.join(self.root, found[0])} the first, have no image with text of the same key",
+                    "fetch them again; wanted are KEY.jpg (jpeg, png, webp) with KEY.txt or KEY.json",
+                )
         return shards
 
     def _matching(self, patterns: Patterns) -> list[str]:
@@ -405,16 +410,10 @@ def _build(file: Path, shard: str, with_txt: bool) -> None:
         elif suffix == "json":
             texts.setdefault(key, (member.offset, member.size, True))
     pairs = [(key, images[key], texts[key]) for key in images if key in texts and texts[key][1]]
-    if not pairs:
-        what = "is cut off, and has no" if not found.whole else "has no"
-        raise UserError(
-            f"{shard} {what} image with text of the same key ({len(images)} images, {len(texts)} texts)",
-            "fetch it again or remove it; wanted are KEY.jpg (jpeg, png, webp) with KEY.txt or KEY.json",
-        )
     names = [name.encode("utf-8", "surrogateescape") for _, (name, _, _), _ in pairs]
     about = {
         "pairs": len(pairs),
-        "longest": max(map(len, names)),
+        "longest": max(map(len, names), default=1),
         "whole": found.whole,
         "no_text": len(images) - len(pairs),
         "no_image": sum(key not in images for key in texts),

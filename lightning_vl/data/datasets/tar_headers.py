@@ -89,7 +89,7 @@ def _number(field: bytes) -> int:
     if field[0] & 0x80:
         return int.from_bytes(field[1:])
     digits = field.strip(b" \0")
-    return int(digits, 8) if digits.isdigit() else 0
+    return int(digits, 8) if digits and digits.strip(b"01234567") == b"" else 0
 
 
 def _name(header: bytes) -> str:

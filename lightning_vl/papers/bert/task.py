@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_vl.data.stream import Batch
-from lightning_vl.data.tokenizer import WordPiece
+from lightning_vl.data.tokenizer import TextTokenizer
 from lightning_vl.errors import UserError
 from lightning_vl.evaluation.examples import Example
 from lightning_vl.objectives import classification, masked_words
@@ -161,7 +161,7 @@ def check_fit(net: Bert, vocabulary_size: int, longest: int) -> None:
         )
 
 
-def check_vocabulary(path: str, tokenizer: WordPiece) -> None:
+def check_vocabulary(path: str, tokenizer: TextTokenizer) -> None:
     """A checkpoint of ours that says its vocabulary must be given that; another's file says none.
 
     Raises:

@@ -77,7 +77,8 @@ class CLIP(nn.Module):
         if self.training:
             with torch.no_grad():
                 self.logit_scale.clamp_(max=math.log(LARGEST_SCALE))
-        return self.logit_scale.float().exp()
+            return self.logit_scale.float().exp()
+        return self.logit_scale.float().exp().clamp(max=LARGEST_SCALE)
 
     def embed_images(self, images: Tensor) -> Tensor:
         """(b, 3, h, w) in [0, 1] to (b, d) of length one, float32."""

@@ -1,11 +1,13 @@
 """CLIP's task: to tell which text belongs to which image (Sec. 2.3, Fig. 3)."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_vl.contrastive import Contrastive
@@ -15,11 +17,13 @@ from lightning_vl.evaluation.dual_encoder import DualEncoder
 from lightning_vl.evaluation.retrieval import RetrievalMetrics
 from lightning_vl.nn.packing import chunks
 from lightning_vl.optim import Schedule
+from lightning_vl.papers.bert.task import check_vocabulary
+from lightning_vl.papers.clip.convert import TowerInitialisation
 from lightning_vl.papers.clip.data import CaptionData
 from lightning_vl.papers.clip.model import CLIP, ClipOutput
 from lightning_vl.papers.clip.search import fingerprints
 from lightning_vl.task import Task
-from lightning_vl.weights import Initialisation
+from lightning_vl.weights import Initialisation, newest
 
 
 class ClipTask(Task):
@@ -60,13 +64,17 @@ class ClipTask(Task):
         Gradients of micro-batches must not be summed: a pair would be compared with those of its micro-batch alone, which
         is another objective than that of the batch.
         """
+        data = getattr(self.trainer, "datamodule", None)
+        if self.from_weights and isinstance(data, CaptionData):
+            start = self.init_from.text if isinstance(self.init_from, TowerInitialisation) else self.init_from
+            if start is not None:
+                check_vocabulary(newest(start.path), data.tokenizer)
         super().setup(stage)
         if stage == "fit" and self.trainer.accumulate_grad_batches > 1:
             raise UserError(
                 "with trainer.accumulate_grad_batches a pair is compared with those of its micro-batch alone",
                 "leave it at 1; for a batch larger than memory give pairs at a time: --model.init_args.chunk=256",
             )
-        data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, CaptionData):
             return
         if data.image_size != self.net.image.image_size:
@@ -95,12 +103,19 @@ class ClipTask(Task):
         token_ids, packing = batch["token_ids"], batch["packing"]
         if self.chunk is None or not self.training:
             return self.net(images, token_ids, packing)
-        parts = [checkpoint(self.net.embed_images, part, use_reentrant=False) for part in images.split(self.chunk)]
+        parts = [
+            checkpoint(self.net.embed_images, part, use_reentrant=False, context_fn=self._once)
+            for part in images.split(self.chunk)
+        ]
         text = [
             checkpoint(self.net.embed_texts, *part, use_reentrant=False)
             for part in chunks(token_ids, packing, self.chunk)
         ]
         return ClipOutput(torch.cat(parts), torch.cat(text), self.net.scale, self.net.logit_bias)
+
+    def _once(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """For the first time that a chunk is embedded and for the second, which must not count in batch norms again."""
+        return nullcontext(), statistics_kept(self.net.image)
 
     def losses(self, batch: Batch, outputs: ClipOutput) -> dict[str, Tensor]:
         """`contrastive`, nats; in evaluation of the first caption of each image, over the batch alone."""
@@ -113,7 +128,7 @@ class ClipTask(Task):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Logs the scale of the logits, the reciprocal of the temperature."""
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log("train/scale", self.net.logit_scale.detach().exp(), batch_size=1)
+            self.log("train/scale", self.net.scale.detach(), batch_size=1)
 
     def encoder(self) -> DualEncoder:
         """The towers with what their inputs need, for use outside of the loop."""
@@ -139,3 +154,17 @@ class ClipTask(Task):
         made_with = fingerprints(self.net, self.network, data.preprocessing)
         rows: list[dict[str, Any]] = data.search.answer(self.encoder(), made_with, folder)
         return rows
+
+
+@contextmanager
+def statistics_kept(net: nn.Module) -> Iterator[None]:
+    """Within it, what goes through a network in training changes no running statistics of its batch norms."""
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -92,7 +92,8 @@ class ImageTower(Tower):
     def features(self, images: Tensor) -> Tensor:
         """Images (b, 3, image_size, image_size) in [0, 1] to features (b, w)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self.trunk((images - self.mean) / self.std)
+            normalised = (images - self.mean) / self.std
+            return self.trunk(normalised.to(next(self.parameters()).dtype))  # of bf16-true
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (b, 3, image_size, image_size) in [0, 1] to embeddings (b, d), not yet of length one."""
