@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support import ROOT, TINY, verb
+from support import ROOT, tiny, verb
 
 import lightning_vl
 from lightning_vl.__main__ import USAGE, VERBS
@@ -130,11 +130,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "experiments").symlink_to(ROOT / "experiments")
     with contextlib.chdir(folder):
         for name in ("vivit_fact_encoder", "vivit_avg_pool"):
-            assert verb("fit", "-c", f"experiments/{name}.yaml", *SMALL, "--run.id=ID") == 0
+            assert verb("fit", "-c", f"experiments/{name}.yaml", *small(name), "--run.id=ID") == 0
         yield folder
 
 
-SMALL = (*TINY, "--trainer.max_steps=1", "--trainer.val_check_interval=1")
+def small(file: str) -> tuple[str, ...]:
+    """What makes an experiment of the documents end within seconds."""
+    return (*tiny(file), "--trainer.max_steps=1", "--trainer.val_check_interval=1")
 
 
 def readme_commands() -> list[str]:
@@ -148,7 +150,7 @@ def test_commands_of_the_readme_run(command: str, workplace: Path) -> None:
     """Breaks if a reader who copies a line of the README gets an error. Training is cut short, a sweep only planned."""
     words = shlex.split(command)
     if words[0] == "fit" and "--print_config" not in words:
-        words += [*SMALL, f"--run.id={len(list((workplace / 'runs' / 'vivit_fact_encoder').iterdir()))}"]
+        words += [*small(words[words.index("-c") + 1]), f"--run.id=readme{readme_commands().index(command)}"]
     elif words[0] == "sweep":
         words.append("--dry-run")
     out = io.StringIO()

@@ -199,7 +199,7 @@ def test_a_chunk_has_pairs() -> None:
     [
         pytest.param(
             "--data.init_args.image_size=32",
-            "the image tower takes images of 48 px, the data gives 32 px",
+            "the image tower takes images of 64 px, the data gives 32 px",
             marks=pytest.mark.slow,
         ),
         ("--data.init_args.vocabulary.init_args.size=700", "the text tower reads 768 pieces, the vocabulary has 700"),

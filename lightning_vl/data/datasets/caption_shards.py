@@ -422,9 +422,9 @@ def _build(file: Path, shard: str, with_txt: bool) -> None:
     rows = np.empty(len(pairs), _kind(about["longest"]))
     for field, values in (
         ("image", [(place, size) for _, (_, place, size), _ in pairs]),
-        ("text", [t for *_, t in pairs]),
+        ("text", [(place, size) for *_, (place, size, _) in pairs]),
     ):
-        columns = np.array(values, np.int64)
+        columns = np.array(values, np.int64).reshape(-1, 2)  # of no pairs, too
         rows[field], rows[f"{field}_size"] = columns[:, 0], columns[:, 1]
     rows["json"] = [json for *_, (_, _, json) in pairs]
     rows["name"] = names
