@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -201,6 +202,22 @@ def assert_same_run(one: Path, other: Path) -> None:
     results = [json.loads((folder / "results.json").read_text()) for folder in (one, other)]
     assert results[0]["metrics"] == results[1]["metrics"]
     assert results[0]["samples_seen"] == results[1]["samples_seen"]
+
+
+def kill_after_step(step: int, folder: Path, *arguments: str) -> None:
+    """Runs the command until the run's metrics file has a step, then kills it and all its processes."""
+    process = subprocess.Popen(
+        command_line(*arguments),
+        cwd=ROOT,
+        env=environment(folder.parents[1]),
+        text=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    wait_for_step(folder, step, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=600)
 
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:

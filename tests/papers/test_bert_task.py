@@ -2,14 +2,11 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from support import ROOT, TINY_TEXT, Command, assert_same_run, command_line, environment, verb, wait_for_step
+from support import ROOT, TINY_TEXT, Command, assert_same_run, kill_after_step, verb
 
 from lightning_vl.cli import build
 from lightning_vl.errors import UserError
@@ -130,19 +127,8 @@ def test_a_killed_run_goes_on_bit_for_bit(
     """Breaks if pairs, masks, dropout, the phase or the optimiser's state were not those of the run."""
     arguments = ("fit", *SHORT, *further, f"--data.init_args.workers={workers}", f"--run.root={tmp_path}")
     assert command(*arguments, "--run.id=whole").returncode == 0
-    process = subprocess.Popen(
-        command_line(*arguments, "--run.id=cut"),
-        cwd=ROOT,
-        env=environment(tmp_path),
-        text=True,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
     folder = tmp_path / "bert_tiny" / "cut"
-    wait_for_step(folder, 7, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=600)
+    kill_after_step(7, folder, *arguments, "--run.id=cut")
     done = command(*arguments, "--run.id=cut")
     assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "bert_tiny" / "whole", folder)

@@ -1,16 +1,13 @@
 """CLIP's training as a run: chunks and processes change nothing, it goes on exactly, and mistakes are said before it."""
 
 import json
-import os
-import signal
-import subprocess
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support import ROOT, Command, assert_same_run, command_line, environment, verb, wait_for_step
+from support import ROOT, Command, assert_same_run, kill_after_step, verb
 from torch import Tensor, distributed, multiprocessing, nn
 
 from lightning_vl.contrastive import Contrastive, InfoNCE, Sigmoid
@@ -232,19 +229,8 @@ def test_a_killed_run_goes_on_bit_for_bit(command: Command, tmp_path: Path, furt
     arguments = ("fit", *SHORT, *further, "--data.init_args.workers=2", f"--run.root={tmp_path}")
     whole = command(*arguments, "--run.id=whole")
     assert whole.returncode == 0, whole.stderr
-    process = subprocess.Popen(
-        command_line(*arguments, "--run.id=cut"),
-        cwd=ROOT,
-        env=environment(tmp_path),
-        text=True,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
     folder = tmp_path / "clip_tiny" / "cut"
-    wait_for_step(folder, 7, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=600)
+    kill_after_step(7, folder, *arguments, "--run.id=cut")
     done = command(*arguments, "--run.id=cut")
     assert done.returncode == 0, done.stderr
     assert "going on from" in done.stderr

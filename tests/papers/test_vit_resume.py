@@ -1,13 +1,10 @@
 """A run of an image classifier that is stopped and goes on is the run that was never stopped, bit for bit."""
 
 import json
-import os
-import signal
-import subprocess
 from pathlib import Path
 
 import pytest
-from support import ROOT, TINY_IMAGES, Command, assert_same_run, command_line, environment, wait_for_step
+from support import TINY_IMAGES, Command, assert_same_run, kill_after_step
 
 SHORT = (
     "-c",
@@ -30,19 +27,8 @@ def test_a_killed_run_goes_on_bit_for_bit(command: Command, tmp_path: Path, work
     """Breaks if augmentation, mixing, dropout or the state of the stopping criterion were not those of the run."""
     arguments = ("fit", *SHORT, PATIENT, f"--data.init_args.workers={workers}", f"--run.root={tmp_path}")
     assert command(*arguments, "--run.id=whole").returncode == 0
-    process = subprocess.Popen(
-        command_line(*arguments, "--run.id=cut"),
-        cwd=ROOT,
-        env=environment(tmp_path),
-        text=True,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
     folder = tmp_path / "vit_tiny" / "cut"
-    wait_for_step(folder, 7, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=600)
+    kill_after_step(7, folder, *arguments, "--run.id=cut")
     done = command(*arguments, "--run.id=cut")
     assert done.returncode == 0, done.stderr
     assert "going on from" in done.stderr
