@@ -14,6 +14,9 @@ VERBS = {
     "compare": "runs side by side: table, curves, figure, page",
     "figure": "what a network has learned, as a picture and a table",
     "sweep": "run a family of experiments over seeds and draw its table",
+    "export": "one safetensors file of a checkpoint, with a model card",
+    "wandb": "a family's workspace and report at W&B; offline runs listed and synced",
+    "doctor": "what this machine has, and what each experiment needs",
 }
 USAGE = """\
 usage: python -m lightning_vl VERB ...
@@ -62,6 +65,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from lightning_vl.report.drawing import main as figure
 
                 return figure(rest)
+            case "export":
+                from lightning_vl.export import main as export
+
+                return export(rest)
+            case "wandb":
+                from lightning_vl.report.dashboards import main as wandb
+
+                return wandb(rest)
+            case "doctor":
+                from lightning_vl.doctor import main as doctor
+
+                return doctor(rest)
             case "profile":
                 from lightning_vl.report.profile import main as profile
 

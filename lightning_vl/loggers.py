@@ -3,22 +3,17 @@
 import contextlib
 import json
 import math
-import netrc
-import os
-import socket
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_vl.errors import UserError
-from lightning_vl.terminal import say
+from lightning_vl.wandb_mode import choose_wandb_mode as choose_wandb_mode
 
 METRICS = "metrics.jsonl"
 
@@ -144,48 +139,3 @@ class WandbRun(WandbLogger):
         """The W&B run; its folder exists by now."""
         Path(self._save_dir or ".").mkdir(parents=True, exist_ok=True)
         return super().experiment
-
-
-def choose_wandb_mode() -> str:
-    """Sets WANDB_MODE to offline where W&B could only prompt or hang: without a key or login, or without a way to its host.
-
-    Returns:
-        The mode.
-    """
-    os.environ.setdefault("WANDB_SILENT", "true")
-    mode = os.environ.get("WANDB_MODE") or None
-    if mode in (None, "online"):
-        if not (os.environ.get("WANDB_API_KEY") or _logged_in()):
-            if mode:
-                raise UserError("WANDB_MODE is online and there is no key", "run `wandb login`, or unset WANDB_MODE")
-            mode = "offline"
-        elif not _reachable():
-            say(f"{_host()} cannot be reached: W&B logs offline; `wandb sync` sends it later")
-            mode = "offline"
-        else:
-            mode = "online"
-        os.environ["WANDB_MODE"] = mode
-    return mode
-
-
-def _host() -> str:
-    return urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-
-
-def _reachable() -> bool:
-    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        return True  # the proxy knows
-    url = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    try:
-        port = url.port or (80 if url.scheme == "http" else 443)
-        socket.create_connection((url.hostname or "", port), timeout=3).close()
-    except OSError:
-        return False
-    return True
-
-
-def _logged_in() -> bool:
-    try:
-        return netrc.netrc().authenticators(_host()) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

@@ -1,5 +1,6 @@
 """Weights from local files: read without running code, carried between others' names and ours, loaded without a silent gap."""
 
+import json
 import os
 import re
 import zlib
@@ -25,6 +26,9 @@ from lightning_vl.errors import UserError
 Weights = dict[str, Tensor]
 
 THIRDS = ("query", "key", "value")
+MODEL, DESCRIPTION = "model.safetensors", "config.json"  # of an export, and of folders as transformers writes them
+LIBRARY = "lightning_vl"  # what an export's description says that it is of
+WORD_PIECES, MERGES = "vocab.txt", "merges.txt"  # of an export: a piece, or a pair that becomes one, a line
 NOT_WEIGHTS = (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, OSError)  # as readers say so
 
 
@@ -34,7 +38,7 @@ def read_weights(path: str) -> Weights:
     Args:
         path: a ``.safetensors`` file, an ``.npz`` of arrays by name, or one that ``torch.save`` wrote: a plain state dict
             (``.pt``, ``.pth``, ``.bin``) or a checkpoint of a run of ours (``.ckpt``), of which the network's weights
-            are taken.
+            are taken; or the folder of an export.
 
     Raises:
         UserError: no such file, not a state dict, broken, or a pickle that carries more than tensors.
@@ -57,12 +61,14 @@ def newest(path: str) -> str:
 
 
 def read_file(path: str) -> Any:
-    """What a file holds, without running any of it.
+    """What a file holds, without running any of it; of an export the same as of the checkpoint that it was made of.
 
     Raises:
         UserError: no such file, broken, or a pickle that carries more than tensors and plain values.
     """
     file = Path(path)
+    if file.is_dir() and (file / MODEL).is_file():
+        file = file / MODEL
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
         raise UserError(
@@ -70,7 +76,8 @@ def read_file(path: str) -> Any:
         )
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
+            said = description(file)
+            return load_file(file) if said is None else _as_checkpoint(file.parent, said, load_file(file))
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(arrays[name].astype(np.float32)) for name in arrays}
@@ -82,6 +89,50 @@ def read_file(path: str) -> Any:
         ) from error
     except (SafetensorError, BadZipFile, zlib.error, *NOT_WEIGHTS) as error:
         raise UserError(f"{path} is broken or no file of weights", "fetch or save it anew") from error
+
+
+def is_export(path: str) -> bool:
+    """Whether this is the folder of an export, or the file of weights in one.
+
+    Raises:
+        UserError: the description beside the weights is broken.
+    """
+    return description(Path(path)) is not None
+
+
+def description(file: Path) -> dict[str, Any] | None:
+    """What an export says of its weights in its config.json; None of any other file or folder."""
+    beside = (file if file.is_dir() else file.parent) / DESCRIPTION
+    if not (file.is_dir() or file.name == MODEL) or not beside.is_file():
+        return None
+    try:
+        said = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{beside} is broken: {_first_line(error)}", "fetch or export it anew") from error
+    return said if isinstance(said, dict) and said.get("library_name") == LIBRARY else None
+
+
+def _as_checkpoint(folder: Path, said: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
+    """An export in the form of the checkpoint that it was made of."""
+    try:
+        data, kept = {"preprocessing": said["preprocessing"]}, said["vocabulary"]
+        if kept is not None:
+            name = {WORD_PIECES: WORD_PIECES, MERGES: MERGES}[kept["file"]]  # never a path out of the folder
+            text = (folder / name).read_bytes().decode()  # a piece may be any character but a line feed
+            if name == WORD_PIECES:
+                data["vocabulary"] = {"pieces": text.split("\n")[:-1], "lowercase": kept["lowercase"]}
+            else:
+                data["vocabulary"] = {"merges": text.removesuffix("\n"), "unused": kept["unused"]}
+        state = {f"net.{name}": tensor for name, tensor in weights.items()}
+        return {"state_dict": state, "network": said["network"], said["data"]: data}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / DESCRIPTION}, or a file that it names, is broken: {_first_line(error)}", "export the run anew"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def state_dict(content: Any, path: str) -> Weights:

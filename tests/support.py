@@ -14,6 +14,19 @@ BLOCK_NETWORK = ROOT / "tests" / "no_network"  # a sitecustomize that blocks soc
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
+# metrics that no two runs share
+SPEEDS = {
+    f"train/{name}"
+    for name in (
+        "samples_per_second",
+        "tokens_per_second",
+        "data_wait",
+        "teraflops_per_second",
+        "utilisation",
+        "memory_gib",
+    )
+}
+
 # an experiment's file at the paper's size, made small: network, video and batch; its data is embedded video
 SHRUNK = (
     "--model.init_args.net.init_args.embedding.init_args={frames: 8, image_size: 32, tubelet: [2, 16, 16], dim: 32}",
@@ -168,8 +181,7 @@ def rows(folder: Path) -> dict[int, dict[str, float]]:
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         merged.setdefault(row.pop("step"), {}).update(row)
-    speeds = ("train/samples_per_second", "train/data_wait")
-    return {step: {k: v for k, v in row.items() if k not in speeds} for step, row in merged.items()}
+    return {step: {k: v for k, v in row.items() if k not in SPEEDS} for step, row in merged.items()}
 
 
 def same(one: object, other: object, path: str = "") -> None:

@@ -176,21 +176,38 @@ def main(argv: Sequence[str]) -> int:
         _report(sweep, [])
         return 0
     todo, done = _split(sweep, tasks(sweep))
+    if arguments.launcher == "slurm":
+        _submit(sweep, todo, done, arguments)
+        return 0
+    if arguments.sbatch:
+        raise UserError("--sbatch is of --launcher slurm", "give that too, or leave --sbatch out")
     if arguments.dry_run:
         _print_plan(sweep, todo, done)
         return 0
     for task in done:
-        _say(f"{task.name}: finished before")
-    failed = _run_all(sweep, todo, arguments.jobs)
+        say(f"{task.name}: finished before")
+    failed = _run_all(sweep, todo, arguments.jobs or 1)
     # over a value each run's own cost counts, which its record has; core-days are computed, not measured
     warnings = [] if sweep.over or sweep.core_days else _measure_costs(sweep)
     _report(sweep, warnings)
     for task, reason in failed:
-        _say(f"failed: {task.name}: {reason}\n  {task.command}\n  {task.log}")
+        say(f"failed: {task.name}: {reason}\n  {task.command}\n  {task.log}")
         for other in todo:
             if other.after == task:
-                _say(f"not run: {other.name}: it starts from {task.name}, which failed")
+                say(f"not run: {other.name}: it starts from {task.name}, which failed")
     return 1 if failed else 0
+
+
+def _submit(sweep: Sweep, todo: Sequence[Task], done: Sequence[Task], arguments: argparse.Namespace) -> None:
+    """Leave the runs to SLURM, and say what comes after them."""
+    from lightning_vl.report.slurm import submit
+
+    for task in done:
+        say(f"{task.name}: finished before")
+    if todo:
+        submit(sweep, todo, arguments.jobs, shlex.split(arguments.sbatch), arguments.dry_run)
+    words = ["sweep", arguments.file, *(["--quick"] if arguments.quick else []), "--report"]
+    say(f"when they are done: {shlex.join(['python', '-m', 'lightning_vl', *words])}")
 
 
 def _split(sweep: Sweep, every: Sequence[Task]) -> tuple[list[Task], list[Task]]:
@@ -201,12 +218,12 @@ def _split(sweep: Sweep, every: Sequence[Task]) -> tuple[list[Task], list[Task]]
     Raises:
         UserError: a finished run was made by another experiment file or other overrides than now.
     """
-    kept = _read_json(_digests(sweep))
+    kept = read_json(digests_file(sweep))
     todo, done = [], []
     for task in every:
-        if not isinstance(read_run(task.folder), Run) or (task.start is not None and _is_outdated(task, kept)):
+        if not isinstance(read_run(task.folder), Run) or (task.start is not None and is_outdated(task, kept)):
             todo.append(task)
-        elif _is_outdated(task, kept):
+        elif is_outdated(task, kept):
             raise UserError(
                 f"{task.folder} was made before {task.experiment} or the overrides were changed",
                 "Move that folder away to run it again, or give the sweep a new name",
@@ -216,7 +233,7 @@ def _split(sweep: Sweep, every: Sequence[Task]) -> tuple[list[Task], list[Task]]
     return todo, done
 
 
-def _is_outdated(task: Task, kept: Mapping[str, str]) -> bool:
+def is_outdated(task: Task, kept: Mapping[str, str]) -> bool:
     """Whether a run was made from something else than now; one of which no digest was kept counts as it is."""
     return kept.get(task.log.stem, task.digest) != task.digest
 
@@ -234,7 +251,7 @@ def _print_plan(sweep: Sweep, todo: Sequence[Task], done: Sequence[Task]) -> Non
 
 def _run_all(sweep: Sweep, todo: Sequence[Task], jobs: int) -> list[tuple[Task, str]]:
     """Run every task, so many at once; gives those that failed, with a line of why."""
-    digests = _read_json(_digests(sweep))
+    digests = read_json(digests_file(sweep))
     environment = {key: value for key, value in os.environ.items() if key != "LIGHTNING_VL_RUN_ID"}
     if jobs > 1:  # else every run takes all cores and they get in each other's way
         environment["OMP_NUM_THREADS"] = str(max(1, _cores() // jobs))
@@ -254,16 +271,16 @@ def _run_all(sweep: Sweep, todo: Sequence[Task], jobs: int) -> list[tuple[Task, 
                 if task.after and any(task.after == other for other, _ in failed):
                     pending.remove(waiting.pop(number).folder)
                     continue
-                process = _start(task, environment, _is_outdated(task, digests))
+                process = _start(task, environment, is_outdated(task, digests))
                 if process is None:
                     if number not in held:
-                        _say(f"[{number}/{len(todo)}] {task.name}: an earlier sweep's process is still at it; waiting")
+                        say(f"[{number}/{len(todo)}] {task.name}: an earlier sweep's process is still at it; waiting")
                         held.add(number)
                     continue
                 del waiting[number]
                 digests[task.log.stem] = task.digest
-                _write_json(_digests(sweep), digests)
-                _say(f"[{number}/{len(todo)}] {task.name}: {task.command}")
+                write_json(digests_file(sweep), digests)
+                say(f"[{number}/{len(todo)}] {task.name}: {task.command}")
                 running[number] = (task, process, time.monotonic())
             time.sleep(POLL_SECONDS)
             _show_progress([task for task, _, _ in running.values()])
@@ -278,13 +295,13 @@ def _run_all(sweep: Sweep, todo: Sequence[Task], jobs: int) -> list[tuple[Task, 
                     failed.append((task, reason))
                 outcome = reason or _result(task)
                 left = (len(waiting) + len(running)) * sum(seconds) / len(seconds) / jobs
-                _say(
+                say(
                     f"[{number}/{len(todo)}] {task.name}: {outcome} after {_minutes(seconds[-1])}"
                     + (f", about {_minutes(left)} left" if left else "")
                 )
     except (KeyboardInterrupt, SystemExit):
         _stop([process for _, process, _ in running.values()])
-        _say("stopped; the runs have kept their checkpoints: the same command goes on with them")
+        say("stopped; the runs have kept their checkpoints: the same command goes on with them")
         raise
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -305,7 +322,7 @@ def _start(task: Task, environment: dict[str, str], outdated: bool) -> "subproce
         except OSError:  # a file system without locks
             pass
         if outdated and task.start is not None and task.folder.exists():
-            _say(f"{task.name}: what it starts from has changed; its earlier run is kept in {_set_aside(task.folder)}")
+            say(f"{task.name}: what it starts from has changed; its earlier run is kept in {set_aside(task.folder)}")
         log.write(f"$ {task.command}\n".encode())
         log.flush()
         return subprocess.Popen(
@@ -318,12 +335,12 @@ def _start(task: Task, environment: dict[str, str], outdated: bool) -> "subproce
         )
 
 
-def _set_aside(folder: Path) -> Path:
+def set_aside(folder: Path) -> Path:
     """Move a run's folder to a name of its own, with a record that no comparison takes for a finished run."""
     number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}-outdated{n}").exists())
-    record = _read_json(folder / "results.json")
+    record = read_json(folder / "results.json")
     if record:
-        _write_json(folder / "results.json", record | {"status": "outdated"})
+        write_json(folder / "results.json", record | {"status": "outdated"})
     return folder.rename(folder.with_name(f"{folder.name}-outdated{number}"))
 
 
@@ -332,7 +349,7 @@ def _stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
     for process in processes:
         process.send_signal(signal.SIGINT)
     if processes:
-        _say("stopping: the runs write their checkpoints (Ctrl-C again loses the steps since their last ones)")
+        say("stopping: the runs write their checkpoints (Ctrl-C again loses the steps since their last ones)")
     try:
         for process in processes:
             process.wait()
@@ -380,16 +397,16 @@ def _measure_costs(sweep: Sweep) -> list[str]:
         "files": {file: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files},
     }
     path = sweep_folder(sweep) / "profile.json"
-    kept = _read_json(path)
+    kept = read_json(path)
     if all(kept.get(key) == value for key, value in kept_under.items()) and "experiments" in kept:
         return []
-    _say(f"measuring the cost of {len(files)} networks on {kept_under['device']}, minutes at the paper's size")
+    say(f"measuring the cost of {len(files)} networks on {kept_under['device']}, minutes at the paper's size")
     base = sweep.runtime_baseline or sweep.names[0]
     try:
         rows = profile(files, baseline=Path(files[sweep.names.index(base)]).stem)
     except UserError as error:
         return [f"the cost could not be measured: {error.what}"]
-    _write_json(path, {**kept_under, "experiments": rows})
+    write_json(path, {**kept_under, "experiments": rows})
     return []
 
 
@@ -403,7 +420,7 @@ def _report(sweep: Sweep, warnings: Sequence[str]) -> None:
     read = [read_run(task.folder) for task in every if task.start is None]
     runs = [run for run in read if isinstance(run, Run)]
     if not runs:
-        _say("no run is finished: there is nothing to compare")
+        say("no run is finished: there is nothing to compare")
         return
     left_out = [run for run in read if isinstance(run, LeftOut)]
     if sweep.over:
@@ -447,7 +464,7 @@ def _show_progress(running: Sequence[Task]) -> None:
     sys.stderr.flush()
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     clear = "\r\x1b[2K" if sys.stderr.isatty() else ""  # what _show_progress left there
     print(f"{clear}{line}", file=sys.stderr, flush=True)
 
@@ -463,11 +480,12 @@ def _cores() -> int:
         return os.cpu_count() or 1
 
 
-def _digests(sweep: Sweep) -> Path:
+def digests_file(sweep: Sweep) -> Path:
+    """Where it is kept from what each run was made."""
     return sweep_folder(sweep) / "runs.json"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -475,7 +493,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -509,7 +527,8 @@ def as_overrides(words: Sequence[str]) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m lightning_vl sweep",
-        usage="%(prog)s FILE [--jobs N] [--quick] [--dry-run | --report] [--KEY VALUE ...]",
+        usage="%(prog)s FILE [--jobs N] [--quick] [--launcher slurm [--sbatch=OPTIONS]] [--dry-run | --report] "
+        "[--KEY VALUE ...]",
         description="Run every experiment of a sweep file with every seed, then print and draw the table. Finished runs "
         "are not run again; stopped ones go on. Any key of the experiments may be given for all runs, as to fit.",
         epilog="example: python -m lightning_vl sweep experiments/sweeps/vivit_variants.yaml --dry-run",
@@ -521,7 +540,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick", action="store_true", help="the sweep file's quick look, kept apart in runs/sweeps/<name>-quick"
     )
-    parser.add_argument("--jobs", type=_positive, default=1, help="runs at once, which share the cores (default: 1)")
+    parser.add_argument(
+        "--jobs", type=_positive, help="runs at once: here they share the cores (default: 1), under SLURM no limit"
+    )
+    parser.add_argument(
+        "--launcher", choices=["local", "slurm"], default="local", help="here, or as an array of SLURM jobs"
+    )
+    parser.add_argument(
+        "--sbatch",
+        default="",
+        metavar="OPTIONS",
+        help='of every SLURM job: --sbatch="--time=4:00:00 --gpus-per-node=1"',
+    )
     return parser
 
 
