@@ -266,7 +266,7 @@ def _one(readiness: Readiness, as_json: bool) -> int:
         console.print(table)
     else:
         console.print("it needs nothing that is not installed")
-    for need in readiness.lacks[:1]:
+    if readiness.lacks:
         console.print(Text(_cure(readiness), style="yellow"))
     return 1 if readiness.lacks else 0
 
@@ -343,7 +343,7 @@ def _show_overlays(group: Sequence[Readiness], accelerators: set[str], console: 
 
 
 def _accelerator(overlay: Any) -> str | None:
-    kind = (overlay.get("trainer") or {}).get("accelerator")
+    kind = str((overlay.get("trainer") or {}).get("accelerator"))
     return {"gpu": "gpu", "cuda": "gpu", "tpu": "tpu", "mps": "mps", "cpu": "cpu"}.get(kind)
 
 

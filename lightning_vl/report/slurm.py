@@ -93,7 +93,7 @@ def _shown(command: Sequence[str]) -> str:
 def _run(command: Sequence[str]) -> str:
     """Submit; gives the job's number."""
     print(_shown(command), flush=True)
-    done = subprocess.run(["bash", "-c", _shown(command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(["bash", "-c", _shown(command)], capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
         raise UserError(f"sbatch refused: {reason}", "see slurm/site.sh, and --sbatch for nodes, devices and time")
