@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jsonargparse
 import torch
 import yaml
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -301,7 +302,11 @@ class Bench(LightningCLI):
             "default_root_dir": str(self.folder),
             "plugins": [*(configured.get("plugins") or []), WholeCheckpoints()],
         }
-        return self._instantiate_trainer(trainer, [best, last, StopOnSignal(last)] if self.subcommand == "fit" else [])
+        built = self._instantiate_trainer(trainer, [best, last, StopOnSignal(last)] if self.subcommand == "fit" else [])
+        cluster = built._accelerator_connector.cluster_environment
+        if isinstance(cluster, SLURMEnvironment):
+            cluster.auto_requeue = False  # else Lightning saves and requeues beside StopOnSignal and the batch script
+        return built
 
     def _wandb(self) -> list[WandbRun]:
         if choose_wandb_mode() == "disabled":

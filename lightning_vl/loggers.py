@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_vl.terminal import say
 from lightning_vl.wandb_mode import choose_wandb_mode as choose_wandb_mode
 
 METRICS = "metrics.jsonl"
@@ -113,6 +114,7 @@ class WandbRun(WandbLogger):
     ) -> None:
         # read before this start appends to it
         self._known = known_rows(folder / METRICS)
+        self._lost = False  # W&B's process
         super().__init__(
             name=name,
             save_dir=folder,
@@ -130,8 +132,12 @@ class WandbRun(WandbLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Logs what the run has not logged before at this step."""
         fresh = {key: value for key, value in metrics.items() if (step, key) not in self._known and key != "epoch"}
-        if fresh:
-            super().log_metrics(fresh, step)
+        if fresh and not self._lost:
+            try:
+                super().log_metrics(fresh, step)
+            except ConnectionError:  # a signal to every process of a job ends W&B's own at once
+                self._lost = True
+                say("W&B's process has ended: metrics.jsonl goes on, W&B gets the rest of this start no more")
 
     @property
     @rank_zero_experiment

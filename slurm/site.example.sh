@@ -15,6 +15,7 @@ export SBATCH_ACCOUNT=my_project
 # --- what a job needs before python starts
 if [ -n "${SLURM_JOB_ID:-}" ]; then
     # module purge && module load python/3.11 cuda
+    # shellcheck source=/dev/null
     . .venv/bin/activate                 # relative to the repository's root, where jobs start
     # export LIGHTNING_VL_DATA=/datasets
     # export WANDB_MODE=offline          # nodes without a network: sync from the login node

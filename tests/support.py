@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK_NETWORK = ROOT / "tests" / "no_network"  # a sitecustomize that blocks sockets in child processes
@@ -214,6 +215,18 @@ def assert_same_run(one: Path, other: Path) -> None:
     results = [json.loads((folder / "results.json").read_text()) for folder in (one, other)]
     assert results[0]["metrics"] == results[1]["metrics"]
     assert results[0]["samples_seen"] == results[1]["samples_seen"]
+
+
+def offline_runs(folder: Path) -> list[list[dict[str, Any]]]:
+    """The records that W&B's own reader finds in each of a run folder's offline runs."""
+    found = []
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        done = subprocess.run(
+            [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        found.append([json.loads(line) for line in done.stdout.splitlines()])
+    return found
 
 
 def kill_after_step(step: int, folder: Path, *arguments: str) -> None:

@@ -25,6 +25,7 @@ NOT_OURS |= {".mypy_cache", ".ruff_cache", ".pytest_cache", "shared"}
 HEADERS = sorted((ROOT / "experiments").rglob("*.yaml"))
 TEXT = {".md", ".py", ".yaml", ".yml", ".toml", ".txt", ".cff", ".html", ".sh", ".json", ""}
 COMMAND = re.compile(r"python -m (lightning_vl[\w.]*)(?: ([^`\n]*))?")
+JOB = re.compile(r"sbatch ([^`\n]*)slurm/fit\.sbatch ([^`\n]*)")  # options of sbatch, and of fit
 ANY = "experiments/vivit_fact_encoder.yaml"
 REPORTS = {"profile": profile, "compare": compare, "sweep": sweep, "figure": drawing}
 
@@ -46,6 +47,7 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r"\n#? +(?=--)", " ", text)  # options go on in the next line
     found = [(match[1], shlex.split(match[2] or "")) for match in COMMAND.finditer(text)]
+    found += [("lightning_vl", ["fit", *shlex.split(match[2])]) for match in JOB.finditer(text)]
     # options by themselves, to be added to any experiment of the same model
     alone = re.findall(r"^(?!.*python -m)(?:.*: | *)(--\w+\.\S+ [^\n`]+)$", text, flags=re.MULTILINE)
     return found + [("lightning_vl", ["fit", "-c", ANY, *shlex.split(options)]) for options in alone]
@@ -118,7 +120,14 @@ def test_commands_in_documents_parse(
 def test_every_kind_of_document_has_commands() -> None:
     """Breaks if a header has no command, or the search above stops finding commands and with it stops testing them."""
     places = {path.relative_to(ROOT).as_posix() for path in HEADERS} | {"lightning_vl/__main__.py"}
-    for place in places | {"README.md", "CONTRIBUTING.md", "docs/data.md", "docs/results.md", "docs/synthetic.md"}:
+    for place in places | {
+        "README.md",
+        "CONTRIBUTING.md",
+        "slurm/README.md",
+        "docs/data.md",
+        "docs/results.md",
+        "docs/synthetic.md",
+    }:
         assert commands(texts()[place]), place
     assert len(all_commands()) > 30
 

@@ -1,28 +1,13 @@
 """W&B without a key and without a network: real offline runs, read back from their files."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
-from support import TINY, Command
+from support import TINY, Command, offline_runs
 
 EXPERIMENT = "experiments/vivit_fact_encoder.yaml"
 STEPS = (*TINY, "--trainer.max_steps=2", "--trainer.val_check_interval=1", "--trainer.log_every_n_steps=1")
 SECRET = "canary-0123456789abcdef0123456789abcdef01234567"
-
-
-def offline_runs(folder: Path) -> list[list[dict[str, Any]]]:
-    """The records that W&B's own reader finds in each of a run folder's offline runs."""
-    found = []
-    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        done = subprocess.run(
-            [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        found.append([json.loads(line) for line in done.stdout.splitlines()])
-    return found
 
 
 def test_offline_without_a_key_with_the_whole_configuration(command: Command, tmp_path: Path) -> None:
