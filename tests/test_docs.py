@@ -16,8 +16,9 @@ import yaml
 from support import ROOT, tiny, verb
 
 import lightning_vl
+from lightning_vl import doctor, export
 from lightning_vl.__main__ import USAGE, VERBS
-from lightning_vl.report import compare, drawing, experiments_page, profile, sweep
+from lightning_vl.report import compare, dashboards, drawing, experiments_page, profile, sweep
 from lightning_vl.report.family import check_family, read_sweep
 
 NOT_OURS = {".git", ".venv", "runs", "build", "dist", "__pycache__", "lightning_vl.egg-info"}
@@ -27,7 +28,8 @@ TEXT = {".md", ".py", ".yaml", ".yml", ".toml", ".txt", ".cff", ".html", ".sh", 
 COMMAND = re.compile(r"python -m (lightning_vl[\w.]*)(?: ([^`\n]*))?")
 JOB = re.compile(r"sbatch ([^`\n]*)slurm/fit\.sbatch ([^`\n]*)")  # options of sbatch, and of fit
 ANY = "experiments/vivit_fact_encoder.yaml"
-REPORTS = {"profile": profile, "compare": compare, "sweep": sweep, "figure": drawing}
+REPORTS = {"profile": profile, "compare": compare, "sweep": sweep, "figure": drawing, "wandb": dashboards}
+REPORTS |= {"doctor": doctor, "export": export}
 
 
 def own_files() -> list[Path]:

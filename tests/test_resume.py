@@ -133,6 +133,33 @@ def test_a_signal_during_validation_is_obeyed_after_it(command: Command, tmp_pat
     assert_same_run(tmp_path / "vivit_fact_encoder" / "whole", tmp_path / "vivit_fact_encoder" / "cut")
 
 
+@pytest.mark.slow
+def test_a_signal_while_saving_is_obeyed_after_the_next_step(whole: Path, command: Command, tmp_path: Path) -> None:
+    """Breaks if a save is cut by the signal that asks for one, or the run saves twice in different places."""
+    program = (
+        "import os, signal, sys\n"
+        "from lightning_vl.checkpoints import WholeCheckpoints\n"
+        "plain = WholeCheckpoints.save_checkpoint\n"
+        "def save(self, checkpoint, path, storage_options=None):\n"
+        "    if checkpoint['global_step'] == 6:\n"
+        "        os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "    return plain(self, checkpoint, path, storage_options)\n"
+        "WholeCheckpoints.save_checkpoint = save\n"
+        "from lightning_vl.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    arguments = ["fit", "-c", EXPERIMENT, *SHORT, f"--run.root={tmp_path}", "--run.id=cut"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True
+    )
+    assert done.returncode == 85, done.stderr
+    assert "stopped at step" in done.stderr
+    folder = tmp_path / "vivit_fact_encoder" / "cut"
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    go(command, tmp_path, "cut")
+    assert_same_run(whole, folder)
+
+
 def test_killed_while_saving_the_next_start_finds_the_last_complete_checkpoint(
     whole: Path, command: Command, tmp_path: Path
 ) -> None:

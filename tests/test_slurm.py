@@ -71,6 +71,12 @@ class Cluster(NamedTuple):
         assert found, key
         return found[1]
 
+    def processes(self, job: str, node: str, step: str = "") -> set[int]:
+        """Process ids of a job on a node, of its batch script and of the step of srun."""
+        command = ["scontrol", "listpids", f"{job}.{step}" if step else job, node]
+        listed = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60).stdout.splitlines()
+        return {int(line.split()[0]) for line in listed[1:] if line.split()[0] != "-1"}
+
     def log(self, job: str) -> str:
         """What the job has printed, all its starts."""
         path = self.folder / "slurm" / "logs" / f"fit-{job}.out"
@@ -127,13 +133,9 @@ def limited(cluster: Cluster) -> str:
     endless = (*SHORT, "--trainer.max_steps=1000000", "--checkpoint_last.every_n_train_steps=1000000")
     options = ("--time=2", "--signal=USR1@1", "--nodelist=node2")
     job = cluster.submit(*options, "-c", EXPERIMENT, *endless, "--trainer.val_check_interval=1000000", patient=True)
-    cluster.wait_for(job, "start 1 of job")
-
-    def told() -> bool:
-        subprocess.run(["scancel", "--signal=USR1", job], env=cluster.env, check=False)  # until there is a step to tell
-        return "to be requeued" in cluster.log(job)
-
-    wait("the end of the first start", told)
+    wait("its process", lambda: cluster.processes(job, "node2", step="0"))
+    cluster.run("scancel", "--signal=USR1", job)
+    cluster.wait_for(job, "stopped with exit code 138: to be requeued")
     return job
 
 
@@ -187,8 +189,7 @@ def test_a_signal_a_preemption_and_a_lost_node_leave_no_trace(cluster: Cluster, 
 def lose_node(cluster: Cluster, node: str, job: str) -> None:
     """Everything on a node dies at once, and the controller finds out; then the node starts again and is in service."""
     spool = cluster.folder.parent
-    listed = cluster.run("scontrol", "listpids", job, node).splitlines()[1:]
-    pids = {int(line.split()[0]) for line in listed if line.split()[0] != "-1"}
+    pids = cluster.processes(job, node)
     parents = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in pids}
     steps = {pid for pid in parents if Path(f"/proc/{pid}/comm").read_text().startswith("slurmstepd")}
     assert len(steps) == 2, "the batch step and the step of srun"
@@ -281,6 +282,28 @@ def test_a_sweep_runs_as_arrays(cluster: Cluster) -> None:
             text=True,
         ).stderr
     )
+
+
+@pytest.mark.slow
+@needs_slurm
+def test_what_the_page_tells_to_type(cluster: Cluster, whole: str) -> None:
+    """Breaks if slurm/README.md names an option that sbatch does not have, or a command that fails."""
+    lines = re.findall(r"^    (.+)$", (ROOT / "slurm" / "README.md").read_text(), flags=re.MULTILINE)
+    options = [
+        word for line in lines if "sbatch " in line for word in re.findall(r"(?<!\S|\w)--[\w-]+", line.split(" -c ")[0])
+    ]
+    ours = {"--launcher", "--sbatch", "--dry-run"}
+    known = cluster.run("sbatch", "--help")
+    assert len(set(options) - ours) >= 4
+    assert not [option for option in options if option not in known and option not in ours]
+    looks = [line.replace("JOB", whole) for line in lines if line.startswith(("squeue", "scontrol", "tail -n"))]
+    assert len(looks) == 3
+    assert cluster.run("bash", "-c", looks[0]).rstrip().endswith("finished")
+    for line in looks[1:]:
+        cluster.run("bash", "-c", line)
+    (cluster.folder / "slurm" / "site.example.sh").write_bytes((ROOT / "slurm" / "site.example.sh").read_bytes())
+    theirs = "set -eu; . slurm/site.example.sh; echo $SBATCH_PARTITION; SLURM_JOB_ID=1; mkdir -p .venv/bin; touch .venv/bin/activate; . slurm/site.example.sh"
+    assert cluster.run("bash", "-c", theirs) == "gpu\n"
 
 
 STAND_IN = """#!/bin/bash

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A SLURM of two nodes on this machine, under the caller's name, everything of it in one folder:
 #   tests/slurm/up.sh FOLDER && export SLURM_CONF=FOLDER/slurm.conf
-# Stop it with tests/slurm/down.sh FOLDER. FOLDER must not be readable for all above it only where munged asks so: see its log.
+# Stop it with tests/slurm/down.sh FOLDER.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 here=$(cd "$(dirname "$0")" && pwd)
