@@ -91,7 +91,8 @@ class StopOnSignal(Checkpoint):
 
     The handler only sets a flag; all ranks agree on it at the next optimiser step, or after the validation under way,
     save once and leave: Ctrl-C with 130, SIGTERM with 143, SIGUSR1 with 85, which asks the batch script for a requeue. A second
-    Ctrl-C leaves at once. It is a `Checkpoint` to Lightning so that it comes after those that save.
+    Ctrl-C leaves at once. Before training and in the test after it there is nothing to save: a signal ends the process there as
+    it ends any other. It is a `Checkpoint` to Lightning so that it comes after those that save.
 
     Args:
         last: saves the checkpoint.

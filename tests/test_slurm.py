@@ -202,27 +202,6 @@ def lose_node(cluster: Cluster, node: str, job: str) -> None:
 
 @pytest.mark.slow
 @needs_slurm
-def test_a_time_limit_ends_in_a_requeue_and_scancel_in_the_last_step(cluster: Cluster, limited: str) -> None:
-    """Breaks if steps are lost: those before the time limit, or before scancel, which are saved nowhere else."""
-    cluster.wait_for(limited, "stopped with exit code 85: to be requeued")
-    cluster.wait_for(limited, "start 3 of job")
-    folder = cluster.folder / "runs" / NAME / f"slurm-{limited}"
-    cluster.wait_for_rows(limited, folder, 3)
-    cluster.run("scancel", limited)
-    cluster.wait_for(limited, "ended by SLURM, which decides what comes next (CANCELLED)")
-    codes = re.findall(r"stopped with exit code (\d+): to be requeued", cluster.log(limited))
-    assert codes == ["138", *["85"] * (len(codes) - 1)]
-    assert cluster.log(limited).count("going on from") == len(codes) - 1 > 0
-    stops = [int(step) for step in re.findall(r"stopped at step (\d+)", cluster.log(limited))]
-    assert stops == sorted(set(stops))
-    assert list(rows(folder)) == list(range(1, stops[-1] + 1))
-    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == stops[-1]
-    assert not (folder / "results.json").exists()
-    assert cluster.show(limited, "JobState") == "CANCELLED"
-
-
-@pytest.mark.slow
-@needs_slurm
 def test_success_and_failure_are_told_apart(cluster: Cluster, whole: str) -> None:
     """Breaks if a mistake looks like success to jobs that depend on this one, or a finished job that starts again trains again."""
     folder = cluster.folder / "runs" / NAME
@@ -306,11 +285,32 @@ def test_what_the_page_tells_to_type(cluster: Cluster, whole: str) -> None:
     assert cluster.run("bash", "-c", theirs) == "gpu\n"
 
 
+@pytest.mark.slow
+@needs_slurm
+def test_a_time_limit_ends_in_a_requeue_and_scancel_in_the_last_step(cluster: Cluster, limited: str) -> None:
+    """Breaks if steps are lost: those before the time limit, or before scancel, which are saved nowhere else."""
+    cluster.wait_for(limited, "stopped with exit code 85: to be requeued")
+    cluster.wait_for(limited, "start 3 of job")
+    folder = cluster.folder / "runs" / NAME / f"slurm-{limited}"
+    cluster.wait_for_rows(limited, folder, 3)
+    cluster.run("scancel", limited)
+    cluster.wait_for(limited, "stopped with exit code 143: the job is ended by SLURM")
+    codes = re.findall(r"stopped with exit code (\d+): to be requeued", cluster.log(limited))
+    assert codes == ["138", *["85"] * (len(codes) - 1)]
+    assert cluster.log(limited).count("going on from") == len(codes) - 1 > 0
+    stops = [int(step) for step in re.findall(r"stopped at step (\d+)", cluster.log(limited))]
+    assert stops == sorted(set(stops))
+    assert list(rows(folder)) == list(range(1, stops[-1] + 1))
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == stops[-1]
+    assert not (folder / "results.json").exists()
+    wait("the end", lambda: cluster.show(limited, "JobState") == "CANCELLED")
+
+
 STAND_IN = """#!/bin/bash
 echo "$(basename "$0") $*" >>calls.txt
 case $(basename "$0") in
     srun) exit "$CODE" ;;
-    scontrol) if [ "$1" = show ]; then echo "JobId=7 JobState=$STATE Reason=None"; fi ;;
+    scontrol) if [ "$1" = show ]; then echo "JobId=7 JobState=$STATE Reason=None"; else exit "${REFUSED:-0}"; fi ;;
 esac
 """
 
@@ -350,9 +350,8 @@ def batch(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         (85, "RUNNING", "stopped with exit code 85: to be requeued", True),
         (143, "RUNNING", "stopped with exit code 143: to be requeued", True),
         (138, "RUNNING", "stopped with exit code 138: to be requeued", True),
-        (143, "CANCELLED", "ended by SLURM, which decides what comes next (CANCELLED)", False),
-        (143, "TIMEOUT", "ended by SLURM, which decides what comes next (TIMEOUT)", False),
-        (85, "PREEMPTED", "ended by SLURM, which decides what comes next (PREEMPTED)", False),
+        (143, "COMPLETING", "stopped with exit code 143: the job is ended by SLURM", False),
+        (85, "TIMEOUT", "stopped with exit code 85: the job is ended by SLURM", False),
     ],
 )
 def test_what_the_batch_script_makes_of_an_exit_code(
@@ -391,6 +390,9 @@ def test_the_batch_script_passes_on_what_it_was_given(
         "srun --kill-on-bad-exit=0 python -m lightning_vl fit -c a file.yaml --trainer.num_nodes=1 --trainer.devices=4"
     )
     assert done.stderr.splitlines() == [fit, "scontrol show job --oneliner 5_3", "scontrol requeue 5_3"]
+    done = batch(85, REFUSED="1")  # a job of --no-requeue
+    assert done.returncode == 85
+    assert done.stdout.endswith(" failed: job 7 could not be requeued; the same --run.id goes on by hand\n")
     done = batch(0, SLURM_GPUS_ON_NODE="8", **array)
     assert done.returncode == 2
     assert done.stdout == "error: 8 GPUs and 4 tasks a node\n  one task a GPU: sbatch --ntasks-per-node=8\n"
