@@ -239,7 +239,7 @@ def test_a_sweep_runs_as_arrays(cluster: Cluster) -> None:
         "then": [then],
     }
     (folder / "sweep.yaml").write_text(yaml.safe_dump(content))
-    cluster.run(*command_line("sweep", "sweep.yaml", "--launcher=slurm", "--sbatch=--time=5"))
+    cluster.run(*command_line("sweep", "sweep.yaml", "--launcher=slurm", "--sbatch=--time=30"))
     wait("the arrays", lambda: "short" not in cluster.run("squeue", "--noheader", "--format=%j"))
     logs = sorted((folder / "runs" / "sweeps" / "short" / "logs").iterdir())
     assert [path.read_text().count("== ") for path in logs] == [2] * 4, [path.read_text() for path in logs]
@@ -445,7 +445,7 @@ def test_a_signal_in_the_test_saves_and_requeues_nothing(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     assert "going on from" in done.stderr
     assert set(rows(folder)) == {1, 2}
-    checkpoint = folder / "checkpoints" / "best.ckpt"
+    checkpoint = folder / "checkpoints" / "last.ckpt"
     done = run("-m", "lightning_vl", "test", *arguments[1:], f"--ckpt_path={checkpoint}")
     assert done.returncode == 0, done.stderr
     tested = json.loads((folder.with_name("slurm-7-test") / "results.json").read_text())["metrics"]
