@@ -141,7 +141,7 @@ def test_a_signal_while_saving_is_obeyed_after_the_next_step(whole: Path, comman
         "from lightning_vl.checkpoints import WholeCheckpoints\n"
         "plain = WholeCheckpoints.save_checkpoint\n"
         "def save(self, checkpoint, path, storage_options=None):\n"
-        "    if checkpoint['global_step'] == 6:\n"
+        "    if checkpoint['global_step'] == 7:\n"
         "        os.kill(os.getpid(), signal.SIGUSR1)\n"
         "    return plain(self, checkpoint, path, storage_options)\n"
         "WholeCheckpoints.save_checkpoint = save\n"
