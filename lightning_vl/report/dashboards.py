@@ -15,8 +15,7 @@ from lightning_vl.errors import UserError
 from lightning_vl.report import data_scale, offline_runs
 from lightning_vl.report.compare import compare, read_costs, sweep_folder
 from lightning_vl.report.family import Sweep, Then, quick_sweep, read_sweep
-from lightning_vl.report.results import LeftOut, Run, read_run
-from lightning_vl.report.sweep import tasks
+from lightning_vl.report.sweep import read_runs, with_then
 from lightning_vl.report.table import as_markdown, lower_is_better
 from lightning_vl.wandb_mode import find_wandb_mode
 
@@ -298,14 +297,12 @@ def _in_rows(panels: list[Any]) -> list[Any]:
 
 def _tables(sweep: Sweep) -> str:
     """What `compare` makes of the sweep's finished runs, as Markdown."""
-    read = [read_run(task.folder) for task in tasks(sweep) if task.start is None]
-    runs = [run for run in read if isinstance(run, Run)]
-    left_out = [run for run in read if isinstance(run, LeftOut)]
+    runs, left_out = read_runs(sweep)
     if not runs:
         return NO_TABLE
     if sweep.over:
         return data_scale.as_markdown(data_scale.read(sweep, runs, left_out))
-    return as_markdown(compare(runs, left_out, sweep, read_costs(sweep, sweep_folder(sweep))))
+    return as_markdown(with_then(compare(runs, left_out, sweep, read_costs(sweep, sweep_folder(sweep))), sweep))
 
 
 def _sweep(arguments: argparse.Namespace) -> int:

@@ -66,7 +66,7 @@ def page(make_run, tmp_path: Path) -> str:
         )
     unfinished = make_run("plain", 9, {})
     (unfinished / "results.json").unlink()
-    return render(compare(*find_runs([tmp_path / "runs"])))
+    return _rendered(tmp_path)
 
 
 def test_loads_nothing(page: str) -> None:
