@@ -104,12 +104,14 @@ def _by_configuration(runs: Sequence[Run], configs: Mapping[Path, dict[str, Any]
         alike.setdefault(run.experiment, {}).setdefault(_science(configs[run.folder]), []).append(run)
     rows: dict[str, list[Run]] = {}
     for experiment, of_experiment in alike.items():
-        first, *others = [configs[group[0].folder] for group in of_experiment.values()]
-        keys = dict.fromkeys(key for other in others for key in undeclared(first, other, HOW))
+        known = [config for group in of_experiment.values() if (config := configs[group[0].folder])]
+        keys = dict.fromkeys(key for config in known[1:] for key in undeclared(known[0], config, HOW))
         for number, group in enumerate(of_experiment.values(), 1):
-            told = [f"{key.rpartition('.')[2]} {short_value(value_at(configs[group[0].folder], key))}" for key in keys]
+            config = configs[group[0].folder]
+            told = [f"{key.rpartition('.')[2]} {short_value(value_at(config, key))}" for key in keys]
             told = told if len(told) <= KEYS_IN_LABEL else [f"configuration {number}"]
-            rows[f"{experiment} ({', '.join(told)})" if keys else experiment] = group
+            told = told if config else ["configuration unknown"]
+            rows[f"{experiment} ({', '.join(told)})" if told and len(of_experiment) > 1 else experiment] = group
     return rows
 
 

@@ -17,7 +17,7 @@ from lightning_vl.report.compare import compare, read_costs, sweep_folder
 from lightning_vl.report.family import Sweep, Then, quick_sweep, read_sweep
 from lightning_vl.report.sweep import read_runs, with_then
 from lightning_vl.report.table import as_markdown, lower_is_better
-from lightning_vl.wandb_mode import find_wandb_mode
+from lightning_vl.wandb_mode import asking_wandb, find_wandb_mode
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2.interface import Report
@@ -160,23 +160,19 @@ def _save(sweep: Sweep, entity: str | None, project: str, kept: Path) -> dict[st
 
     links = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     try:
-        owner = entity or str(wandb.Api().default_entity)
-        workspace: Any = make_workspace(sweep, owner, project)
-        report: Any = make_report(sweep, owner, project)
-        if "workspace" in links:
-            before = workspaces.Workspace.from_url(links["workspace"])
-            before.name, before.sections = workspace.name, workspace.sections
-            before.settings, before.runset_settings = workspace.settings, workspace.runset_settings
-            workspace = before
-        links["workspace"] = workspace.save().url
-        if "report" in links:
-            report.id = reports.Report.from_url(links["report"]).id
-        links["report"] = report.save().url
-    except (wandb.Error, ValueError, OSError) as error:
-        raise UserError(
-            f"W&B refuses the dashboard: {' '.join(str(error).split())[:200]}",
-            f"see --entity and --project; remove {kept} if they were deleted at W&B",
-        ) from error
+        with asking_wandb("the dashboard", f"see --entity and --project; remove {kept} if they were deleted at W&B"):
+            owner = entity or str(wandb.Api().default_entity)
+            workspace: Any = make_workspace(sweep, owner, project)
+            report: Any = make_report(sweep, owner, project)
+            if "workspace" in links:
+                before = workspaces.Workspace.from_url(links["workspace"])
+                before.name, before.sections = workspace.name, workspace.sections
+                before.settings, before.runset_settings = workspace.settings, workspace.runset_settings
+                workspace = before
+            links["workspace"] = workspace.save().url
+            if "report" in links:
+                report.id = reports.Report.from_url(links["report"]).id
+            links["report"] = report.save().url
     finally:
         if links:
             kept.write_text(json.dumps(links, indent=1) + "\n", encoding="utf-8")

@@ -28,7 +28,7 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 GREY = "#555555"
 MOST_CURVES = 12
 MOST_STEPS = 300  # of a curve: more than its pixels would only make the page large
-MOST_NAMES = 40  # in a scatter
+MOST_NAMES = 15  # in a scatter
 MOST_BARS = 6  # of a data set
 PANELS_ABREAST = 2
 NEAR = 9  # points between a marker and its label
@@ -104,7 +104,7 @@ def accuracy_over_compute(comparison: Comparison, titled: bool = True) -> Figure
     figure.set_layout_engine("none")
     unlabelled = _direct_labels(axes[0], points)
     if unlabelled:
-        caption.set_text(f"{caption.get_text()} {unlabelled} of {len(points)} points are too close to be named.")
+        caption.set_text(f"{caption.get_text()} {unlabelled} of {len(points)} points are not named: the table has them.")
     if paper:
         _direct_labels(axes[1], paper)
     return figure

@@ -23,6 +23,7 @@ from lightning_vl.report.table import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MANY = 30  # lines of a table that the page shows in a window of its own
 HEADINGS = {"zero_shot": "Zero-shot", "curves": "Curves"}
 
 
@@ -40,6 +41,7 @@ def render(comparison: Comparison, others: Mapping[str, "Figure"]) -> str:
         _environment()
         .get_template("page.html")
         .render(
+            many=MANY,
             title=comparison.title,
             warnings=comparison.warnings,
             left_out=comparison.left_out,
@@ -77,6 +79,7 @@ def render_data_scale(scale: DataScale) -> str:
         _environment()
         .get_template("data_scale.html")
         .render(
+            many=MANY,
             title=scale.sweep.title,
             warnings=scale.warnings,
             left_out=scale.left_out,

@@ -14,7 +14,7 @@ from typing import Any
 
 from lightning_vl.errors import UserError
 from lightning_vl.report.results import LeftOut, Run
-from lightning_vl.wandb_mode import find_wandb_mode
+from lightning_vl.wandb_mode import asking_wandb, find_wandb_mode
 
 PREFIX = "wandb:"
 STEP = "trainer/global_step"
@@ -95,12 +95,8 @@ def project_runs(place: str) -> list[Run | LeftOut]:
         )
     import wandb
 
-    try:
+    with asking_wandb(place, "see the project's name, and whose key it is"):
         read = [_online(path, run) for run in wandb.Api().runs(path, lazy=False)]
-    except (wandb.Error, ValueError, OSError) as error:
-        raise UserError(
-            f"W&B refuses {place}: {' '.join(str(error).split())[:200]}", "see the project's name, and whose key it is"
-        ) from error
     if not read:
         raise UserError(f"{place} has no run", "name another project, or send runs to it: wandb sync")
     return read
@@ -113,7 +109,8 @@ def _online(path: str, run: Any) -> Run | LeftOut:
 
     def history(names: Sequence[str]) -> dict[str, dict[int, float]]:
         # a request a name: rows that have all of several names there are none
-        rows = [run.history(samples=SAMPLES, keys=[name], x_axis=STEP, pandas=False) for name in names]
+        with asking_wandb(f"the curves of {place}", "give the same command again"):
+            rows = [run.history(samples=SAMPLES, keys=[name], x_axis=STEP, pandas=False) for name in names]
         return _curves([row for of_name in rows for row in of_name], names)
 
     summary = dict(run.summary_metrics)

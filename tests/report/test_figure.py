@@ -104,7 +104,7 @@ def test_crowd_is_thinned_and_says_so(make_run, tmp_path: Path) -> None:
     assert lines is not None
     named = [text.get_text() for text in scatter.axes[0].texts]
     assert len(named) < 30
-    assert f"{30 - len(named)} of 30 points are too close to be named" in scatter.get_supxlabel()
+    assert f"{30 - len(named)} of 30 points are not named" in scatter.get_supxlabel()
     assert [text.get_text() for text in lines.axes[0].texts] == [f"e{number}" for number in range(18, 30)]
     assert "The 12 best of 30" in lines.get_supxlabel()
 
