@@ -104,7 +104,9 @@ def accuracy_over_compute(comparison: Comparison, titled: bool = True) -> Figure
     figure.set_layout_engine("none")
     unlabelled = _direct_labels(axes[0], points)
     if unlabelled:
-        caption.set_text(f"{caption.get_text()} {unlabelled} of {len(points)} points are not named: the table has them.")
+        caption.set_text(
+            f"{caption.get_text()} {unlabelled} of {len(points)} points are not named: the table has them."
+        )
     if paper:
         _direct_labels(axes[1], paper)
     return figure

@@ -27,7 +27,7 @@ class OfflineRun:
 
     Attributes:
         folder: the run's folder.
-        files: the .wandb file of each start, the first start first.
+        files: the .wandb file of each start, the first start first, but those that a kill has left empty.
         name: as W&B shows it.
         experiment: W&B's group.
         project: where it would be sent.
@@ -50,7 +50,9 @@ class OfflineRun:
     @property
     def state(self) -> str:
         """In a word or two."""
-        return "finished" if self.exit_code == 0 else "running" if self.written_to else "stopped"
+        if self.exit_code == 0:
+            return "finished"
+        return "running" if self.written_to else "stopped" if self.files else "empty"
 
     @property
     def unsent(self) -> list[Path]:
@@ -112,11 +114,10 @@ def sync(places: Sequence[Path], dry_run: bool) -> int:
     if not is_reachable():
         raise UserError(f"{host()} cannot be reached", "run the same command where there is a network")
     for part in _parts(ready):
-        files = [str(file) for run in part for file in run.unsent]
-        # a file that has grown since it was sent counts as sent for W&B
-        command = [sys.executable, "-m", "wandb", "sync", "--include-synced", *files]
-        environment = {key: value for key, value in os.environ.items() if key not in ("WANDB_MODE", "WANDB_SILENT")}
-        subprocess.run(command, env=environment, check=False)
+        _send(part)
+        for run in part if len(part) > 1 else []:
+            if run.unsent:  # one file that W&B cannot read keeps it from sending the others
+                _send([run])
     left = [run for run in ready if run.unsent]
     print(f"{len(ready) - len(left)} of {len(ready)} runs sent")
     for run in left:
@@ -124,14 +125,24 @@ def sync(places: Sequence[Path], dry_run: bool) -> int:
     return 1 if left else 0
 
 
+def _send(runs: Sequence[OfflineRun]) -> None:
+    files = [str(file) for run in runs for file in run.unsent]
+    # a file that has grown since it was sent counts as sent for W&B
+    command = [sys.executable, "-m", "wandb", "sync", "--include-synced", *files]
+    environment = {key: value for key, value in os.environ.items() if key not in ("WANDB_MODE", "WANDB_SILENT")}
+    subprocess.run(command, env=environment, check=False)
+
+
 def _read(folder: Path, files: Sequence[Path]) -> OfflineRun:
-    records = [read_offline(file) for file in files]
-    last, steps = records[-1], [record.last_step for record in records if record.last_step is not None]
+    read = {file: read_offline(file) for file in files}
+    records = {file: record for file, record in read.items() if record.id}
+    last = [*read.values(), *records.values()][-1]
+    steps = [record.last_step for record in records.values() if record.last_step is not None]
     sizes = [path.stat().st_size for file in files for path in file.parent.rglob("*") if path.is_file()]
     rests = time.time() - max(file.stat().st_mtime for file in files)
     return OfflineRun(
         folder=folder,
-        files=tuple(files),
+        files=tuple(records),
         name=last.name or f"{folder.parent.name}/{folder.name}",  # of a run killed before it said so
         experiment=last.group,
         project=last.project,

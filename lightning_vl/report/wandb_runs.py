@@ -134,11 +134,15 @@ def read_offline(file: Path) -> OfflineRecord:
     Raises:
         UserError: it is no such file.
     """
+    from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2 as written  # not at the top: it takes half a second
 
     found, record = OfflineRecord(), written.Record()  # type: ignore[attr-defined]
     for raw in _records(file):
-        record.ParseFromString(raw)
+        try:
+            record.ParseFromString(raw)
+        except DecodeError:  # flipped bits: what follows cannot be trusted
+            break
         match record.WhichOneof("record_type"):
             case "run":
                 run = record.run

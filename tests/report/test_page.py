@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_vl.report.compare import compare
+from lightning_vl.report.figure import beside
 from lightning_vl.report.page import render
 from lightning_vl.report.results import find_runs
 
@@ -66,7 +67,8 @@ def page(make_run, tmp_path: Path) -> str:
         )
     unfinished = make_run("plain", 9, {})
     (unfinished / "results.json").unlink()
-    return _rendered(tmp_path)
+    comparison = compare(*find_runs([tmp_path / "runs"]))
+    return render(comparison, beside(comparison))
 
 
 def test_loads_nothing(page: str) -> None:
