@@ -147,15 +147,14 @@ def _dashboard(arguments: argparse.Namespace) -> int:
             "run `wandb login` where there is a network, or give --dry-run to write its JSON here",
         )
     links = _save(sweep, arguments.entity, arguments.project, folder / LINKS)
-    for kind, link in links.items():
-        print(f"{kind}: {link}")
+    for kind in ("workspace", "report"):
+        print(f"{kind}: {links[kind]}")
     return 0
 
 
 def _save(sweep: Sweep, entity: str | None, project: str, kept: Path) -> dict[str, str]:
     """Saves both at W&B; the second time the same two are changed, whose addresses were kept."""
     import wandb
-    from wandb_workspaces.reports.v2 import interface as reports
     from wandb_workspaces.workspaces import interface as workspaces
 
     links = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
@@ -170,9 +169,9 @@ def _save(sweep: Sweep, entity: str | None, project: str, kept: Path) -> dict[st
                 before.settings, before.runset_settings = workspace.settings, workspace.runset_settings
                 workspace = before
             links["workspace"] = workspace.save().url
-            if "report" in links:
-                report.id = reports.Report.from_url(links["report"]).id
+            report.id = links.get("report id", "")  # its address would not give it, were a slash in the title
             links["report"] = report.save().url
+            links["report id"] = report.id
     finally:
         if links:
             kept.write_text(json.dumps(links, indent=1) + "\n", encoding="utf-8")

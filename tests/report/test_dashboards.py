@@ -1,5 +1,6 @@
 """Workspace and report of a family without a network, saved over HTTP, and its sweep in W&B's own format."""
 
+import base64
 import json
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def server() -> Iterator[WandbServer]:
     project |= {"user": VIEWER | {"name": "me", "admin": False, "deletedAt": None, "apiKeys": None}}
 
     def upsert(variables: dict[str, Any]) -> dict[str, Any]:
-        id = variables.get("id") or f"view{len(views)}"
+        id = variables.get("id") or base64.b64encode(f"View:{len(views)}".encode()).decode()
         view = {key: variables.get(key) for key in ("name", "displayName", "description", "type", "spec")}
         view |= {"id": id, "project": project, "createdAt": "2026-11-28T00:00:00", "updatedAt": "2026-11-28T00:00:00"}
         views[id] = view
@@ -65,7 +66,6 @@ def server() -> Iterator[WandbServer]:
             "UpsertView2": upsert,
             "upsertView": upsert,
             "View": find,
-            "SpecificReport": lambda variables: {"view": next(iter(v for v in views.values() if v["type"] == "runs"))},
             "ProjectInternalId": {"project": {"id": "1", "internalId": "1"}},
             "GetProjects": {"models": page},
             "Viewer": {"viewer": VIEWER},
@@ -152,7 +152,9 @@ def test_saves_both_and_the_second_time_the_same_two(here: Path, server: WandbSe
     assert "workspace: http" in links[0]
     assert "report: http" in links[0]
     saved = [(name, variables.get("id")) for name, variables in server.operations if name.lower().startswith("upsert")]
-    assert saved == [("UpsertView2", None), ("upsertView", None), ("UpsertView2", "view0"), ("upsertView", "view1")]
+    ids = [base64.b64encode(f"View:{number}".encode()).decode().rstrip("=") for number in (0, 1)]
+    assert [name for name, _ in saved] == ["UpsertView2", "upsertView"] * 2
+    assert [id and id.rstrip("=") for _, id in saved] == [None, None, *ids]
     for path in [path for path in here.rglob("*") if path.is_file()]:
         assert KEY.encode() not in path.read_bytes(), path
 
