@@ -152,11 +152,16 @@ def _task(sweep: Sweep, file: str, metric: str, seed: int, end: str, overrides: 
         seed=seed,
         value=None,
         metric=metric,
-        arguments=("fit", "-c", file, "--seed_everything", str(seed), "--run.id", id, *overrides),
+        # the tag is what W&B's dashboards of the sweep find its runs by
+        arguments=("fit", "-c", file, "--seed_everything", str(seed), "--run.id", id, *overrides, _tag(sweep)),
         folder=Path("runs", name, id),
         log=sweep_folder(sweep) / "logs" / f"{name}-{end}.log",
         inputs=json.dumps([content, seed, overrides], sort_keys=True, default=str),
     )
+
+
+def _tag(sweep: Sweep) -> str:
+    return f"--run.tags={json.dumps([sweep.name])}"
 
 
 def _finished(task: Task) -> Any:

@@ -63,6 +63,7 @@ def test_dry_run_prints_the_commands(here: Path, capsys) -> None:
     assert fits == [
         f"python -m lightning_vl fit -c experiments/{name}.yaml --seed_everything {seed} --run.id short-seed{seed} "
         + " ".join(SHORT)
+        + " '--run.tags=[\"short\"]'"  # by which W&B's dashboards find them
         for seed in (0, 1)
         for name in NAMES
     ]
