@@ -1,6 +1,6 @@
 """How long `compare` takes over a folder of hundreds of runs, and how large its page is.
 
-    python -m benchmarks.compare_page --experiments 100 --seeds 3 --steps 20000
+    python benchmarks/compare_page.py --experiments 100 --seeds 3 --steps 20000
 
 Writes the run folders into a temporary directory: configuration, record and a metrics file of a row every 20 steps, as `fit`
 leaves them, with made-up numbers. No test holds it to a time.
@@ -74,15 +74,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary, "runs")
         make_runs(root, arguments.experiments, arguments.seeds, arguments.steps)
-        start = time.perf_counter()
+        start = time.process_time()
         runs, left_out = find_runs([root])
-        read = time.perf_counter()
+        read = time.process_time()
         comparison = compare(runs, left_out)
-        compared = time.perf_counter()
+        compared = time.process_time()
         paths = write(comparison, arguments.out or Path(temporary, "report"))
-        end = time.perf_counter()
+        end = time.process_time()
         print(f"{len(runs)} runs of {arguments.experiments} experiments, {arguments.steps} steps each")
-        print(f"read {read - start:.1f} s, compare {compared - read:.1f} s, write {end - compared:.1f} s")
+        print(f"processor: read {read - start:.1f} s, compare {compared - read:.1f} s, write {end - compared:.1f} s")
         for path in paths:
             print(f"{path.name:16s}{path.stat().st_size / 1e6:8.2f} MB")
 

@@ -227,6 +227,27 @@ def test_out_writes_all_four_files(here: Path, two: None, capsys) -> None:
     assert "85.0 ± 7.1" in (here / "report" / "index.html").read_text()
 
 
+def test_no_secret_is_in_a_report(here: Path, two: None, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """A key of the environment gets into nothing that is compared, listed or made for W&B."""
+    secret = "canary-0123456789abcdef0123456789abcdef01234567"
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, secret)
+    for words in (
+        ["compare", "runs", "--out", "report"],
+        ["compare", "runs", "sweep.yaml", "--json"],
+        ["wandb", "list"],
+        ["wandb", "dashboard", "sweep.yaml", "--dry-run"],
+        ["wandb", "sweep", "sweep.yaml"],
+    ):
+        assert main(words) == 0
+    captured = capsys.readouterr()
+    assert secret not in captured.out + captured.err
+    written = [path for path in here.rglob("*") if path.is_file()]
+    assert len(written) > 10
+    for path in written:
+        assert secret.encode() not in path.read_bytes(), path
+
+
 def test_unfinished_run_is_named_and_left_out(here: Path, two: None, capsys) -> None:
     """One line, not a traceback, and the rest is compared."""
     (here / "runs" / "a" / "s1" / "results.json").write_text('{"sche')
