@@ -86,7 +86,7 @@ def show(places: Sequence[Path]) -> int:
     runs = find_offline_runs(places)
     _print(runs)
     if any(run.unsent for run in runs):
-        print("python -m lightning_vl wandb sync sends them")
+        print("to send them: python -m lightning_vl wandb sync")
     return 0
 
 
