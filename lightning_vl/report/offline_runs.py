@@ -32,6 +32,7 @@ class OfflineRun:
         experiment: W&B's group.
         project: where it would be sent.
         exit_code: of the last start; None where it has not ended, or was killed.
+        torn: whether a file ends in half a record.
         last_step: last optimiser step that the run has logged; None if none.
         megabytes: of all its offline folders, in 1e6 bytes.
         written_to: whether a process is still writing to it.
@@ -43,6 +44,7 @@ class OfflineRun:
     experiment: str
     project: str
     exit_code: int | None
+    torn: bool
     last_step: int | None
     megabytes: float
     written_to: bool
@@ -91,7 +93,7 @@ def show(places: Sequence[Path]) -> int:
 
 
 def sync(places: Sequence[Path], dry_run: bool) -> int:
-    """Sends what W&B does not have, through its own command; gives the exit code: 1 if something was not sent.
+    """Sends what W&B does not have, through its own command; gives the exit code: 1 if something whole was not sent.
 
     W&B's command sends the files of one run one after the other, in the order of their starts, so that a resumed run is
     one run there.
@@ -121,8 +123,11 @@ def sync(places: Sequence[Path], dry_run: bool) -> int:
     left = [run for run in ready if run.unsent]
     print(f"{len(ready) - len(left)} of {len(ready)} runs sent")
     for run in left:
-        print(f"not sent: {run.name}; the same command tries again", file=sys.stderr)
-    return 1 if left else 0
+        again = (
+            "its file is torn, as a kill leaves it: W&B has at most what comes before, and does not count it as sent"
+        )
+        print(f"{run.name}: {again if run.torn else 'not sent; the same command tries again'}", file=sys.stderr)
+    return 1 if any(not run.torn for run in left) else 0
 
 
 def _send(runs: Sequence[OfflineRun]) -> None:
@@ -147,6 +152,7 @@ def _read(folder: Path, files: Sequence[Path]) -> OfflineRun:
         experiment=last.group,
         project=last.project,
         exit_code=last.exit_code,
+        torn=any(record.torn for record in records.values()),
         last_step=max(steps, default=None),
         megabytes=sum(sizes) / 1e6,
         written_to=last.exit_code is None and rests < SECONDS_OF_SILENCE,

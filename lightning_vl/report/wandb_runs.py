@@ -7,7 +7,7 @@ each metric is in the summary. What only `results.json` has (device, hours, vers
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class OfflineRecord:
         config: dotted keys are nested.
         rows: what was logged, in order.
         exit_code: None where the process has not ended, or was killed.
+        torn: whether the file ends in half a record, as a kill leaves it.
     """
 
     id: str = ""
@@ -68,6 +69,7 @@ class OfflineRecord:
     config: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     exit_code: int | None = None
+    torn: bool = False
 
     @property
     def last_step(self) -> int | None:
@@ -138,10 +140,12 @@ def read_offline(file: Path) -> OfflineRecord:
     from wandb.proto import wandb_internal_pb2 as written  # not at the top: it takes half a second
 
     found, record = OfflineRecord(), written.Record()  # type: ignore[attr-defined]
-    for raw in _records(file):
+    complete, found.torn = _records(file)
+    for raw in complete:
         try:
             record.ParseFromString(raw)
         except DecodeError:  # flipped bits: what follows cannot be trusted
+            found.torn = True
             break
         match record.WhichOneof("record_type"):
             case "run":
@@ -161,12 +165,13 @@ def read_offline(file: Path) -> OfflineRecord:
     return found
 
 
-def _records(file: Path) -> Iterator[bytes]:
-    """The records of a log in LevelDB's format behind W&B's own header of 7 bytes."""
+def _records(file: Path) -> tuple[list[bytes], bool]:
+    """The records of a log in LevelDB's format behind W&B's own header of 7 bytes, and whether half a one comes after them."""
     content = file.read_bytes()
     if content[:4] != b":W&B":
         raise UserError(f"{file} is no file of W&B", "name a folder offline-run-*, or the run's own folder")
     at, parts = HEADER, b""
+    found: list[bytes] = []
     while at + HEADER <= len(content):
         left = BLOCK - at % BLOCK
         if left < HEADER:  # no header fits into the rest of a block
@@ -175,11 +180,13 @@ def _records(file: Path) -> Iterator[bytes]:
         _, length, kind = struct.unpack_from("<IHB", content, at)
         data = content[at + HEADER : at + HEADER + length]
         if len(data) < length or kind not in (WHOLE, FIRST, MIDDLE, LAST):
-            return
+            return found, True
         at += HEADER + length
         parts = data if kind in (WHOLE, FIRST) else parts + data
         if kind in (WHOLE, LAST):
-            yield parts
+            found.append(parts)
+            parts = b""
+    return found, bool(parts)
 
 
 def _put(values: dict[str, Any], item: Any) -> None:

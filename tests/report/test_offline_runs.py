@@ -45,6 +45,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, first, rows, end in STARTS:
         words = [sys.executable, "-c", MAKE, str(root / name), name, str(first), str(rows), end]
         subprocess.run(words, check=end == "finished", env=env, timeout=300, capture_output=True)
+    (killed,) = root.glob("bit/two/wandb/offline-run-*/run-bit-two.wandb")
+    killed.write_bytes(killed.read_bytes()[:-100])  # as a kill in the middle of a write
     for file in root.rglob("*.wandb"):
         os.utime(file, (time.time() - 3600,) * 2)
     return root
@@ -54,7 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def root(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of them to change, in the working directory."""
     monkeypatch.chdir(tmp_path)
-    return Path(shutil.copytree(made, tmp_path / "runs"))
+    return Path(shutil.copytree(made, tmp_path / "runs", symlinks=True))
 
 
 @pytest.fixture
@@ -85,20 +87,21 @@ def test_a_run_that_is_written_to_is_left_for_later(root: Path, capsys) -> None:
 
 
 def test_sends_every_start_in_order_and_once(root: Path, server: WandbServer, tmp_path: Path) -> None:
-    """One run at W&B whose steps go on from start to start; sent again, nothing is; the key is nowhere."""
+    """One run at W&B whose steps go on from start to start, sent once; what a kill has torn is said; the key is nowhere."""
     env = environment(tmp_path, server.environment())
-    for sent in ("2 of 2 runs sent", "0 offline runs"):
+    for sent in ("1 of 2 runs sent", "0 of 1 runs sent"):
         words = command_line("wandb", "sync", "runs")
         done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert sent in done.stdout
+        assert "bit/two: its file is torn" in done.stderr
         assert KEY not in done.stdout + done.stderr
     steps = [row["trainer/global_step"] for row in server.streams["/files/me/p/vit-one/file_stream"]]
     assert steps == list(range(1, 11))
     started = [variables for name, variables in server.operations if name == "UpsertBucket"]
     assert {variables["groupName"] for variables in started if variables["groupName"]} == {"vit", "bit"}
-    assert all(not run.unsent for run in find_offline_runs([root]))
-    assert len(list(root.rglob("*.wandb.synced"))) == 3
+    assert [run.name for run in find_offline_runs([root]) if run.unsent] == ["bit/two"]
+    assert len(list(root.rglob("*.wandb.synced"))) == 2
     for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
         assert KEY.encode() not in path.read_bytes(), path
 
@@ -109,6 +112,7 @@ def test_a_damaged_file_keeps_no_other_from_being_sent(root: Path, server: Wandb
     content = bytearray(file.read_bytes())
     content[5000:9000] = bytes(255 - byte for byte in content[5000:9000])
     file.write_bytes(content)
+    os.utime(file, (time.time() - 3600,) * 2)
     assert [run.name for run in find_offline_runs([root]) if run.unsent] == ["bit/two", "vit/one"]
     done = subprocess.run(
         command_line("wandb", "sync"),
@@ -118,7 +122,8 @@ def test_a_damaged_file_keeps_no_other_from_being_sent(root: Path, server: Wandb
         text=True,
         timeout=300,
     )
-    assert "not sent: vit/one" not in done.stderr
+    assert "1 of 2 runs sent" in done.stdout
+    assert "bit/two: its file is torn" in done.stderr
     steps = [row["trainer/global_step"] for row in server.streams["/files/me/p/vit-one/file_stream"]]
     assert steps == list(range(1, 11))
 
