@@ -22,6 +22,7 @@ NOT_SCIENCE = ("seed_everything", "expected", "run", "trainer.default_root_dir",
 HOW = (
     "run",
     "expected",
+    "execution",
     "checkpoint_last",
     "transfer",  # is measured after training, which it cannot change
     "zero_shot",  # likewise
