@@ -82,6 +82,7 @@ from lightning_vl.evaluation.zero_shot import run_all as run_zero_shot
 from lightning_vl.loggers import METRICS, MetricsFile, WandbRun, choose_wandb_mode, last_validation
 from lightning_vl.papers.clip.data import CaptionData
 from lightning_vl.papers.clip.task import ClipTask
+from lightning_vl.report.family import HOW
 from lightning_vl.run import (
     CONFIG,
     RESULTS,
@@ -466,6 +467,8 @@ class Bench(LightningCLI):
             "finished": now(),
         }
         write_results(self.folder, results)
+        for logger in self.trainer.loggers:  # what the network costs: dashboards draw metrics over it
+            logger.log_hyperparams({"cost": results["model"]})
         show(results)
         say(f"run folder {self.folder}")
 
@@ -500,26 +503,6 @@ class Bench(LightningCLI):
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, self.trainer.global_step)
         return metrics
-
-
-# How and where a run is carried out: may change when it goes on. Everything else is science.
-HOW = (
-    "run",
-    "expected",
-    "checkpoint_last",
-    "transfer",  # is measured after training, which it cannot change
-    "zero_shot",  # likewise
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.enable_progress_bar",
-    "trainer.log_every_n_steps",
-    "trainer.logger",
-    "trainer.profiler",
-    "data.init_args.workers",
-    "data.init_args.evaluation_batch_size",
-)
 
 
 def science_differs(one: Any, other: Any, prefix: str = "") -> list[str]:

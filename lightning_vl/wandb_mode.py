@@ -3,6 +3,8 @@
 import netrc
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 from urllib.parse import urlparse
 
@@ -55,6 +57,23 @@ def choose_wandb_mode() -> str:
         say(f"{mode.reason}: W&B logs offline; `python -m lightning_vl wandb sync` sends it later")
     os.environ["WANDB_MODE"] = mode.name
     return mode.name
+
+
+@contextmanager
+def asking_wandb(what: str, how: str) -> Iterator[None]:
+    """Turns what W&B's client raises while it asks the server into a mistake in two lines.
+
+    Args:
+        what: is refused.
+        how: to mend it.
+    """
+    import wandb  # not at the top: it takes a second
+    from wandb.sdk.lib.service.service_connection import WandbApiFailedError  # is no wandb.Error
+
+    try:
+        yield
+    except (wandb.Error, WandbApiFailedError, ValueError, OSError) as error:
+        raise UserError(f"W&B refuses {what}: {' '.join(str(error).split())[:200]}", how) from error
 
 
 def host() -> str:

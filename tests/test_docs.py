@@ -110,7 +110,9 @@ def test_commands_in_documents_parse(
             parser.parse_args(words)
         return
     options, given = REPORTS[words[0]]._parser().parse_known_args(words[1:])
-    assert not given or words[0] == "sweep", f"{place}: {command}"
+    assert not given or words[0] in ("sweep", "doctor"), f"{place}: {command}"
+    if given and words[0] == "doctor":
+        parser.parse_args(["fit", "-c", str(options.experiment), *given])
     if words[0] == "sweep":
         assert sweep.as_overrides(given) is not None
         family = read_sweep(options.file)

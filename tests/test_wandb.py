@@ -3,7 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
 from support import TINY, Command, offline_runs
+
+from lightning_vl.report.results import Run, find_runs
+from lightning_vl.report.wandb_runs import offline_run
 
 EXPERIMENT = "experiments/vivit_fact_encoder.yaml"
 STEPS = (*TINY, "--trainer.max_steps=2", "--trainer.val_check_interval=1", "--trainer.log_every_n_steps=1")
@@ -30,6 +34,17 @@ def test_offline_without_a_key_with_the_whole_configuration(command: Command, tm
     ):
         assert value in text, value
     assert "test/examples" in text
+    record = json.loads((folder / "results.json").read_text())
+    read = offline_run(list(folder.glob("wandb/offline-run-*/*.wandb")))
+    assert isinstance(read, Run)  # what `compare` makes of W&B's file is what it makes of the run folder
+    assert read.metrics == pytest.approx(record["metrics"])
+    assert (read.experiment, read.id, read.seed) == (record["experiment"], record["run"], record["seed"])
+    assert read.results["model"] == record["model"]
+    assert read.results["data"]["name"] == record["data"]["name"]
+    assert [item["met"] for item in read.results["expected"]] == [item["met"] for item in record["expected"]]
+    ours = find_runs([folder])[0][0]
+    assert read.config() == ours.config()
+    assert read.curves(["val/top1", "train/loss"]) == ours.curves(["val/top1", "train/loss"])
     for path in tmp_path.rglob("*"):
         if path.is_file():
             assert SECRET.encode() not in path.read_bytes(), path

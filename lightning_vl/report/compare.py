@@ -12,7 +12,7 @@ from typing import Any
 from lightning_vl.errors import UserError
 from lightning_vl.report import data_scale
 from lightning_vl.report.core_days import training_costs
-from lightning_vl.report.family import Sweep, nearest, read_sweep, undeclared, value_at
+from lightning_vl.report.family import HOW, NOT_SCIENCE, Sweep, nearest, read_sweep, undeclared, value_at
 from lightning_vl.report.results import LeftOut, Run, find_runs
 from lightning_vl.report.table import (
     Comparison,
@@ -24,9 +24,11 @@ from lightning_vl.report.table import (
     make_row,
     print_table,
     row_without_runs,
+    short_value,
 )
 
 SHOWN_KEYS = 6
+KEYS_IN_LABEL = 2
 
 
 def compare(
@@ -50,14 +52,13 @@ def compare(
     Raises:
         UserError: no run has the metric, or a training cost cannot be computed.
     """
-    by_experiment: dict[str, list[Run]] = {}
-    for name in [*(sweep.names if sweep else []), *[run.experiment for run in runs]]:
-        by_experiment.setdefault(name, [])
-    for run in runs:
-        by_experiment[run.experiment].append(run)
+    configs = {run.folder: run.config() for run in runs}
+    by_label = _of_sweep(runs, sweep) if sweep else _by_configuration(runs, configs)
     training = training_costs(sweep, price_per_core_hour) if sweep else {}
-    not_run = [name for name, group in by_experiment.items() if not group and name in training]
-    by_experiment = {name: group for name, group in by_experiment.items() if group}
+    not_run = (
+        [name for name in sweep.names if not by_label.get(sweep.label(name)) and name in training] if sweep else []
+    )
+    by_label = {label: group for label, group in by_label.items() if group}
 
     metric = (metric or (sweep.metric if sweep else None) or default_metric(runs)) if runs else None
     logged = sorted({name for run in runs for name in run.metrics})
@@ -66,8 +67,8 @@ def compare(
 
     paper = sweep.paper.rows if sweep and sweep.paper else {}
     rows = [
-        make_row(sweep.label(name) if sweep else name, group, (costs or {}).get(name), paper.get(name))
-        for name, group in by_experiment.items()
+        make_row(label, group, (costs or {}).get(group[0].experiment), paper.get(group[0].experiment))
+        for label, group in by_label.items()
     ]
     if sweep and training:
         rows = [replace(row, training=training.get(row.experiment)) for row in rows]
@@ -75,11 +76,11 @@ def compare(
         rows.sort(key=lambda row: [*sweep.names, row.experiment].index(row.experiment))
         rows += [row_without_runs(name, name, printed) for name, printed in _printed_only(sweep)]
     best = best_of(rows, metric) if metric else None
-    warnings, differing = _controls(by_experiment, sweep)
+    warnings, differing = _controls(by_label, configs, sweep)
     return Comparison(
         title=sweep.title
         if sweep
-        else "Comparison of " + (", ".join(by_experiment) if len(rows) < 4 else f"{len(rows)} experiments"),
+        else "Comparison of " + (", ".join(by_label) if len(rows) < 4 else f"{len(rows)} experiments"),
         metric=metric,
         rows=tuple(replace(row, best=True) if row is best else row for row in rows),
         warnings=tuple(warnings),
@@ -90,24 +91,65 @@ def compare(
     )
 
 
+def _of_sweep(runs: Sequence[Run], sweep: Sweep) -> dict[str, list[Run]]:
+    """Label to runs, a row an experiment, the sweep's own first and in its order."""
+    names = dict.fromkeys([*sweep.names, *[run.experiment for run in runs]])
+    return {sweep.label(name): [run for run in runs if run.experiment == name] for name in names}
+
+
+def _by_configuration(runs: Sequence[Run], configs: Mapping[Path, dict[str, Any]]) -> dict[str, list[Run]]:
+    """Label to runs, a row a configuration: runs of one experiment whose science differs are no seeds of each other."""
+    alike: dict[str, dict[str, list[Run]]] = {}  # experiment to configuration to runs
+    for run in runs:
+        alike.setdefault(run.experiment, {}).setdefault(_science(configs[run.folder]), []).append(run)
+    rows: dict[str, list[Run]] = {}
+    for experiment, of_experiment in alike.items():
+        known = [config for group in of_experiment.values() if (config := configs[group[0].folder])]
+        keys = dict.fromkeys(key for config in known[1:] for key in undeclared(known[0], config, HOW))
+        for number, group in enumerate(of_experiment.values(), 1):
+            config = configs[group[0].folder]
+            told = [f"{key.rpartition('.')[2]} {short_value(value_at(config, key))}" for key in keys]
+            told = told if len(told) <= KEYS_IN_LABEL else [f"configuration {number}"]
+            told = told if config else ["configuration unknown"]
+            rows[f"{experiment} ({', '.join(told)})" if told and len(of_experiment) > 1 else experiment] = group
+    return rows
+
+
+def _science(config: Mapping[str, Any]) -> str:
+    """Everything of a configuration that makes a result but the seed, as text; a key that is null counts as absent."""
+
+    def pruned(value: Any, prefix: str) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        inner = {
+            key: pruned(item, f"{prefix}{key}.")
+            for key, item in value.items()
+            if item is not None and f"{prefix}{key}" not in (*NOT_SCIENCE, *HOW)
+        }
+        return inner or None
+
+    return json.dumps(pruned(config, ""), sort_keys=True, default=str)
+
+
 def _printed_only(sweep: Sweep) -> Iterable[tuple[str, Mapping[str, float]]]:
     return sweep.paper.printed_only.items() if sweep.paper else ()
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write table.csv, table.md, figure.png and index.html into a folder; gives their paths."""
-    from lightning_vl.report.figure import of_family
+    """Write table.csv, table.md, index.html, and what there is to draw as PNG into a folder; gives their paths."""
+    from lightning_vl.report.figure import beside, of_family
     from lightning_vl.report.page import render
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.csv").write_text(as_csv(comparison), encoding="utf-8")
     (folder / "table.md").write_text(as_markdown(comparison), encoding="utf-8")
     paths = [folder / "table.csv", folder / "table.md"]
-    figure = of_family(comparison)
-    if figure is not None:
-        figure.savefig(folder / "figure.png", dpi=160)
-        paths.append(folder / "figure.png")
-    (folder / "index.html").write_text(render(comparison), encoding="utf-8")
+    others = beside(comparison)
+    for name, figure in {"figure": of_family(comparison), **others}.items():
+        if figure is not None:
+            figure.savefig(folder / f"{name}.png", dpi=160)
+            paths.append(folder / f"{name}.png")
+    (folder / "index.html").write_text(render(comparison, others), encoding="utf-8")
     return [*paths, folder / "index.html"]
 
 
@@ -131,11 +173,21 @@ def sweep_folder(sweep: Sweep) -> Path:
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; gives the exit code."""
+    from lightning_vl.report.sweep import read_runs, with_then  # not at the top: it needs this module
+
     arguments = _parser().parse_args(argv)
-    sweep = read_sweep(arguments.sweep) if arguments.sweep else None
-    if not arguments.runs and not (sweep and sweep.core_days):
-        raise UserError("no runs are given", "Name run folders, or a folder of them such as runs")
-    runs, left_out = find_runs(arguments.runs)
+    files = [place for place in arguments.runs if place.endswith((".yaml", ".yml")) and Path(place).stem != "config"]
+    places = [place for place in arguments.runs if place not in files]
+    files += [arguments.sweep] if arguments.sweep else []
+    if len(files) > 1:
+        raise UserError(f"{len(files)} sweep files are given", "Give one: a table has one family")
+    if not files and not places:
+        raise UserError("no runs are given", "Name run folders, a folder of them such as runs, or a sweep file")
+    sweep = read_sweep(files[0]) if files else None
+    of_sweep = sweep and not places and not sweep.core_days
+    runs, left_out = read_runs(sweep) if sweep and of_sweep else find_runs(places)
+    if of_sweep and not runs:
+        raise UserError(f"no run of the sweep is finished: {left_out[0]}", f"python -m lightning_vl sweep {files[0]}")
     if not runs and not (sweep and sweep.core_days):
         raise UserError(
             f"none of the {len(left_out)} run folders is finished; the first is {left_out[0]}",
@@ -145,6 +197,8 @@ def main(argv: Sequence[str]) -> int:
         return _curves(sweep, runs, left_out, arguments)
     costs = read_costs(sweep, sweep_folder(sweep)) if sweep else {}
     comparison = compare(runs, left_out, sweep, costs, arguments.metric, arguments.price_per_core_hour)
+    if sweep and of_sweep:
+        comparison = with_then(comparison, sweep)
     # Written before anything is printed: `compare ... | head` must not lose them.
     paths = write(comparison, arguments.out) if arguments.out else []
     if arguments.json:
@@ -184,14 +238,20 @@ def _curves(sweep: Sweep, runs: Sequence[Run], left_out: Sequence[LeftOut], argu
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m lightning_vl compare",
-        description="Compare finished runs: grouped by experiment, mean and spread over seeds.",
+        description="Compare finished runs: a row an experiment and configuration, mean and spread over seeds.",
         epilog="example: python -m lightning_vl compare runs/vivit_fact_encoder runs/vivit_avg_pool --out report",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="*", metavar="RUN_OR_FOLDER", help="a run folder, or a folder of run folders")
-    parser.add_argument("--json", action="store_true", help="print a list of objects, one an experiment")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write table.csv, table.md, figure.png and index.html there"
+        "runs",
+        nargs="*",
+        metavar="WHAT",
+        help="a run folder, a folder of them, W&B's own offline-run-* folder, wandb:ENTITY/PROJECT; or a sweep file, for "
+        "its runs or, with other places, those of the places",
+    )
+    parser.add_argument("--json", action="store_true", help="print a list of objects, one a row of the table")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write table.csv, table.md, index.html and figures there"
     )
     parser.add_argument(
         "--sweep", metavar="FILE", help="sweep file: declared differences, order, cost and paper columns"
@@ -216,14 +276,16 @@ def _price(text: str) -> float:
 
 
 def _controls(
-    by_experiment: Mapping[str, Sequence[Run]], sweep: Sweep | None
+    by_label: Mapping[str, Sequence[Run]], read: Mapping[Path, dict[str, Any]], sweep: Sweep | None
 ) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Warn of what is not controlled; and the keys in which experiments differ, with their values."""
+    """Warn of what is not controlled; and the keys in which rows differ, with their values."""
     warnings: list[str] = []
-    configs = {name: [run.config() for run in runs] for name, runs in by_experiment.items()}
-    for name, runs in by_experiment.items():
-        first, *others = configs[name]
-        keys = {key: None for other in others for key in undeclared(first, other)}
+    unknown = [run.folder for runs in by_label.values() for run in runs if not read[run.folder]]
+    if unknown:
+        warnings.append(f"{len(unknown)} runs have no configuration to check, the first {unknown[0]}")
+    configs = {name: [read[run.folder] for run in runs if read[run.folder]] for name, runs in by_label.items()}
+    for name, runs in by_label.items():
+        keys = {key: None for other in configs[name][1:] for key in undeclared(configs[name][0], other)}
         if keys:
             warnings.append(f"the runs of {name} differ in more than the seed: {_listed(keys)}")
         seeds = [run.seed for run in runs]
@@ -232,9 +294,8 @@ def _controls(
             warnings.append(
                 f"{name} has several runs of seed {', '.join(map(str, repeated))}: they are not independent"
             )
-    if not configs:
-        return [], {}
-    reference, *rest = [of_runs[0] for of_runs in configs.values()]
+    known = {name: of_runs[0] for name, of_runs in configs.items() if of_runs}
+    reference, *rest = known.values() if known else [{}]
     between = dict.fromkeys(key for config in rest for key in undeclared(reference, config))
     declared = sweep.differ_only_in if sweep else []
     undeclared_keys = dict.fromkeys(key for config in rest for key in undeclared(reference, config, declared))
@@ -242,18 +303,18 @@ def _controls(
         source = f"{sweep.name} declares" if sweep else "is declared (no --sweep file)"
         warnings.append(f"the experiments differ in more than {source}: {_listed(undeclared_keys)}")
     if sweep:
-        for name in sweep.names:
-            missing = sorted(set(sweep.seeds) - {run.seed for run in by_experiment.get(name, [])})
+        for name in sweep.names if by_label else []:
+            missing = sorted(set(sweep.seeds) - {run.seed for run in by_label.get(sweep.label(name), [])})
             if missing:
                 warnings.append(f"{name} has no finished run of seed {', '.join(map(str, missing))}")
-    git = [run.results.get("git") or {} for runs in by_experiment.values() for run in runs]
+    git = [run.results.get("git") or {} for runs in by_label.values() for run in runs]
     commits = {str(item.get("commit"))[:8] for item in git if item.get("commit")}
     if len(commits) > 1:
         warnings.append(f"the runs are of {len(commits)} commits: {_listed(sorted(commits))}")
     dirty = sum(bool(item.get("dirty")) for item in git)
     if dirty:
         warnings.append(f"{dirty} of {len(git)} runs were made with uncommitted changes")
-    differing = {key: {name: value_at(config[0], key) for name, config in configs.items()} for key in between}
+    differing = {key: {name: value_at(config, key) for name, config in known.items()} for key in between}
     return warnings, differing
 
 

@@ -15,10 +15,9 @@ from lightning_vl.errors import UserError
 from lightning_vl.report import data_scale, offline_runs
 from lightning_vl.report.compare import compare, read_costs, sweep_folder
 from lightning_vl.report.family import Sweep, Then, quick_sweep, read_sweep
-from lightning_vl.report.results import LeftOut, Run, read_run
-from lightning_vl.report.sweep import tasks
+from lightning_vl.report.sweep import read_runs, with_then
 from lightning_vl.report.table import as_markdown, lower_is_better
-from lightning_vl.wandb_mode import find_wandb_mode
+from lightning_vl.wandb_mode import asking_wandb, find_wandb_mode
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2.interface import Report
@@ -148,36 +147,31 @@ def _dashboard(arguments: argparse.Namespace) -> int:
             "run `wandb login` where there is a network, or give --dry-run to write its JSON here",
         )
     links = _save(sweep, arguments.entity, arguments.project, folder / LINKS)
-    for kind, link in links.items():
-        print(f"{kind}: {link}")
+    for kind in ("workspace", "report"):
+        print(f"{kind}: {links[kind]}")
     return 0
 
 
 def _save(sweep: Sweep, entity: str | None, project: str, kept: Path) -> dict[str, str]:
     """Saves both at W&B; the second time the same two are changed, whose addresses were kept."""
     import wandb
-    from wandb_workspaces.reports.v2 import interface as reports
     from wandb_workspaces.workspaces import interface as workspaces
 
     links = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     try:
-        owner = entity or str(wandb.Api().default_entity)
-        workspace: Any = make_workspace(sweep, owner, project)
-        report: Any = make_report(sweep, owner, project)
-        if "workspace" in links:
-            before = workspaces.Workspace.from_url(links["workspace"])
-            before.name, before.sections = workspace.name, workspace.sections
-            before.settings, before.runset_settings = workspace.settings, workspace.runset_settings
-            workspace = before
-        links["workspace"] = workspace.save().url
-        if "report" in links:
-            report.id = reports.Report.from_url(links["report"]).id
-        links["report"] = report.save().url
-    except (wandb.Error, ValueError, OSError) as error:
-        raise UserError(
-            f"W&B refuses the dashboard: {' '.join(str(error).split())[:200]}",
-            f"see --entity and --project; remove {kept} if they were deleted at W&B",
-        ) from error
+        with asking_wandb("the dashboard", f"see --entity and --project; remove {kept} if they were deleted at W&B"):
+            owner = entity or str(wandb.Api().default_entity)
+            workspace: Any = make_workspace(sweep, owner, project)
+            report: Any = make_report(sweep, owner, project)
+            if "workspace" in links:
+                before = workspaces.Workspace.from_url(links["workspace"])
+                before.name, before.sections = workspace.name, workspace.sections
+                before.settings, before.runset_settings = workspace.settings, workspace.runset_settings
+                workspace = before
+            links["workspace"] = workspace.save().url
+            report.id = links.get("report id", "")  # its address would not give it, were a slash in the title
+            links["report"] = report.save().url
+            links["report id"] = report.id
     finally:
         if links:
             kept.write_text(json.dumps(links, indent=1) + "\n", encoding="utf-8")
@@ -298,14 +292,12 @@ def _in_rows(panels: list[Any]) -> list[Any]:
 
 def _tables(sweep: Sweep) -> str:
     """What `compare` makes of the sweep's finished runs, as Markdown."""
-    read = [read_run(task.folder) for task in tasks(sweep) if task.start is None]
-    runs = [run for run in read if isinstance(run, Run)]
-    left_out = [run for run in read if isinstance(run, LeftOut)]
+    runs, left_out = read_runs(sweep)
     if not runs:
         return NO_TABLE
     if sweep.over:
         return data_scale.as_markdown(data_scale.read(sweep, runs, left_out))
-    return as_markdown(compare(runs, left_out, sweep, read_costs(sweep, sweep_folder(sweep))))
+    return as_markdown(with_then(compare(runs, left_out, sweep, read_costs(sweep, sweep_folder(sweep))), sweep))
 
 
 def _sweep(arguments: argparse.Namespace) -> int:

@@ -206,7 +206,7 @@ def _point(sweep: Sweep, run: Run) -> Point | LeftOut:
     if not isinstance(batch, int) or not isinstance(max_steps, int):
         return LeftOut(run.folder, "config.yaml has no data.init_args.batch_size or no trainer.max_steps")
     network = str(value_at(config, "model.init_args.net.class_path")).rpartition(".")[2]
-    return Point(value, run, batch, max_steps, run.curves().get(VALIDATION, {}), network)
+    return Point(value, run, batch, max_steps, run.curves([VALIDATION]).get(VALIDATION, {}), network)
 
 
 def _as_trained(sweep: Sweep, points: Sequence[Point], metric: str) -> Panel:

@@ -18,6 +18,25 @@ from lightning_vl.report.results import read_yaml
 
 # Keys that say who, where and what to expect, never what was done.
 NOT_SCIENCE = ("seed_everything", "expected", "run", "trainer.default_root_dir", "trainer.logger", "ckpt_path")
+# How and where a run is carried out: may change when it goes on. Everything else is science.
+HOW = (
+    "run",
+    "expected",
+    "execution",
+    "checkpoint_last",
+    "transfer",  # is measured after training, which it cannot change
+    "zero_shot",  # likewise
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.enable_progress_bar",
+    "trainer.log_every_n_steps",
+    "trainer.logger",
+    "trainer.profiler",
+    "data.init_args.workers",
+    "data.init_args.evaluation_batch_size",
+)
 CHECKPOINT = "CHECKPOINT"  # in the values of `then`: path of the best checkpoint of the run before
 SCRATCH = "scratch"  # in a run's id, for the experiment that it would have started from
 

@@ -19,6 +19,7 @@ from matplotlib.transforms import Bbox
 
 from lightning_vl.report.data_scale import DataScale, Panel
 from lightning_vl.report.table import Comparison, Row, heading, is_share, lower_is_better, summarise, then_metric
+from lightning_vl.report.zero_shot import PREFIX as ZERO_SHOT
 
 # Of each family of networks a hue, light to dark: the shades are its sizes.
 HUES = (("#56B4E9", "#0072B2", "#00365A"), ("#F0A868", "#D55E00", "#7A2E00"), ("#66C2A5", "#009E73", "#004D38"))
@@ -26,6 +27,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#0
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 GREY = "#555555"
 MOST_CURVES = 12
+MOST_STEPS = 300  # of a curve: more than its pixels would only make the page large
+MOST_NAMES = 15  # in a scatter
+MOST_BARS = 6  # of a data set
 PANELS_ABREAST = 2
 NEAR = 9  # points between a marker and its label
 ANCHORS = {"left": (0.0, 0.5), "right": (1.0, 0.5), "center": (0.5, 0.5)}  # where a line leaves a label
@@ -36,6 +40,12 @@ def of_family(comparison: Comparison, titled: bool = True) -> Figure | None:
     """What a family's figure shows: what its runs were worth afterwards where it has ``then``, else accuracy over compute."""
     draw = worth_afterwards if comparison.sweep and comparison.sweep.then else accuracy_over_compute
     return draw(comparison, titled)
+
+
+def beside(comparison: Comparison) -> dict[str, Figure]:
+    """What stands beside the family's figure, by the name of its file, where there is something to draw."""
+    drawn = {"zero_shot": zero_shot_bars(comparison), "curves": curves(comparison)}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def accuracy_over_compute(comparison: Comparison, titled: bool = True) -> Figure | None:
@@ -94,7 +104,9 @@ def accuracy_over_compute(comparison: Comparison, titled: bool = True) -> Figure
     figure.set_layout_engine("none")
     unlabelled = _direct_labels(axes[0], points)
     if unlabelled:
-        caption.set_text(f"{caption.get_text()} {unlabelled} of {len(points)} points are too close to be named.")
+        caption.set_text(
+            f"{caption.get_text()} {unlabelled} of {len(points)} points are not named: the table has them."
+        )
     if paper:
         _direct_labels(axes[1], paper)
     return figure
@@ -163,6 +175,58 @@ def _bars_panel(axes: Axes, rows: Sequence[Row], title: str, metric: str, baseli
     axes.tick_params(axis="y", length=0)
 
 
+def zero_shot_bars(comparison: Comparison) -> Figure | None:
+    """A group of bars for each data set of zero-shot classification: a bar a row, spread as a line, the commonest class dashed.
+
+    None where no run was tested so. Of many rows the best by the mean over the data sets are drawn.
+    """
+    names = dict.fromkeys(name for row in comparison.rows for name in row.metrics if name.startswith(ZERO_SHOT))
+    data_sets = [name.removeprefix(ZERO_SHOT).removesuffix("/top1") for name in names if name.endswith("/top1")]
+    if not data_sets:
+        return None
+    metrics = {data_set: f"{ZERO_SHOT}{data_set}/top1" for data_set in data_sets}
+    tested = [row for row in comparison.rows if any(metric in row.metrics for metric in metrics.values())]
+    ranked = sorted(
+        tested, key=lambda row: -statistics.fmean(row.metrics[m].mean for m in metrics.values() if m in row.metrics)
+    )
+    rows = [row for row in tested if row in ranked[:MOST_BARS]]
+    thickness = 0.8 / len(rows)
+    figure = _figure(8.0, 1.5 + len(data_sets) * (0.2 + 0.22 * len(rows)))
+    axes = figure.subplots()
+    for group, data_set in enumerate(data_sets):
+        for number, row in enumerate(rows):
+            if metrics[data_set] in row.metrics:
+                found, place = row.metrics[metrics[data_set]], group - 0.4 + thickness * (number + 0.5)
+                value, spread = 100 * found.mean, 100 * (found.spread or 0)
+                colour = COLOURS[number % len(COLOURS)]
+                axes.barh(place, value, 0.9 * thickness, color=colour, xerr=spread or None, ecolor="black", capsize=2)
+                at = (value + spread, place)
+                axes.annotate(f"{value:.1f}", at, (4, 0), textcoords="offset points", va="center", fontsize=8)
+        chance = [
+            row.metrics[name].mean for row in rows if (name := f"baseline/zero_shot_{data_set}_majority") in row.metrics
+        ]
+        if chance:
+            ends = (group - 0.45, group + 0.45)
+            axes.plot([100 * statistics.fmean(chance)] * 2, ends, color="black", linestyle="--", linewidth=1.2)
+    axes.set_yticks(range(len(data_sets)), [name.replace("_", " ") for name in data_sets])
+    axes.set_ylim(len(data_sets) - 0.5, -0.5)  # the first on top
+    axes.set_xlim(0, 108)  # room for the number of a whole bar
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("zero-shot top-1 (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    if len(rows) > 1:
+        handles = [
+            Line2D([], [], color=COLOURS[number % len(COLOURS)], linewidth=6, label=row.label)
+            for number, row in enumerate(rows)
+        ]
+        figure.legend(handles=handles, loc="outside upper left", ncols=min(len(rows), 3), frameon=False)
+    few = f" The {len(rows)} best of {len(tested)}." if len(rows) < len(tested) else ""
+    text = f"Bars: mean over the runs; a line is ± the sample standard deviation.{few} Dashed: the commonest class."
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=9, color=GREY)
+    return figure
+
+
 def curves(comparison: Comparison) -> Figure | None:
     """The validation metric and the training loss over steps: mean of the runs, and a band of ± the spread.
 
@@ -171,7 +235,7 @@ def curves(comparison: Comparison) -> Figure | None:
     suffix = (comparison.metric or "").partition("/")[2]
     wanted = [name for name in (f"val/{suffix}", "train/loss") if suffix or name == "train/loss"]
     rows = _best(comparison)
-    logged = {row.label: [run.curves() for run in row.runs] for row in rows}
+    logged = {row.label: [run.curves(wanted) for run in row.runs] for row in rows}
     panels = [name for name in wanted if any(name in curve for runs in logged.values() for curve in runs)]
     if not panels:
         return None
@@ -179,6 +243,8 @@ def curves(comparison: Comparison) -> Figure | None:
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     ends = [_curves_panel(panel, name, logged) for panel, name in zip(axes, panels, strict=True)]
     few = f" The {len(rows)} best of {len(comparison.rows)} experiments." if len(rows) < len(comparison.rows) else ""
+    longest = max(len(curve) for runs in logged.values() for run in runs for curve in run.values())
+    few += f" At most {MOST_STEPS} steps of a curve are drawn." if longest > MOST_STEPS else ""
     figure.supxlabel(
         f"Lines: mean over the runs. Bands: ± sample standard deviation.{few}",
         x=0.01,
@@ -420,7 +486,9 @@ def _direct_labels(axes: Axes, points: Sequence[_Point]) -> int:
         _, high = axes.transData.transform((point.x, point.y + point.spread))
         taken.append(Bbox.from_extents(x - 5 * unit, low - 4 * unit, x + 5 * unit, high + 4 * unit))
     # From the top down, so that labels which must give way keep the order of their markers.
-    for point in sorted(points, key=lambda point: -point.y):
+    ordered = sorted(points, key=lambda point: -point.y)
+    unlabelled += len(ordered[MOST_NAMES:])
+    for point in ordered[:MOST_NAMES]:
         x, y = axes.transData.transform((point.x, point.y))
         probe = axes.text(0, 0, point.label, fontsize=10)
         size = probe.get_window_extent(renderer)
@@ -479,7 +547,7 @@ def _curves_panel(
 ) -> list[tuple[float, float, str, str]]:
     """Draw one metric of all experiments; gives the ends of the lines for their labels."""
     scale = 100 if is_share(name) else 1
-    ends = []
+    ends: list[tuple[float, float, str, str]] = []
     last = 0
     for number, (label, runs) in enumerate(logged.items()):
         of_runs = [run[name] for run in runs if name in run]
@@ -487,6 +555,7 @@ def _curves_panel(
         steps = sorted(set.intersection(*[set(curve) for curve in of_runs])) if of_runs else []
         if not steps:
             continue
+        steps = _thinned(steps)
         summaries = [summarise([scale * curve[step] for curve in of_runs]) for step in steps]
         means = [summary.mean for summary in summaries]
         colour = COLOURS[number % len(COLOURS)]
@@ -501,6 +570,13 @@ def _curves_panel(
     axes.set_xlim(0, 1.5 * max(last, 1))  # room for the labels
     axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= last])
     return ends
+
+
+def _thinned(steps: Sequence[int]) -> list[int]:
+    """At most so many of the steps that a curve has, evenly, the first and the last among them."""
+    if len(steps) <= MOST_STEPS:
+        return list(steps)
+    return [steps[round(number * (len(steps) - 1) / (MOST_STEPS - 1))] for number in range(MOST_STEPS)]
 
 
 def _end_labels(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:

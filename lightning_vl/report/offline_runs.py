@@ -1,8 +1,8 @@
 """Runs that W&B has logged offline: what there is, what W&B has of it, and sending the rest.
 
 A start of a run writes one folder ``wandb/offline-run-<time>-<id>`` in the run's folder; a run that was resumed has
-several, of the same id. What is known of a run's progress is read from its own record beside them, and W&B's
-``.wandb.synced`` mark says what was sent.
+several, of the same id. Name, experiment and progress are read from W&B's own file, and its ``.wandb.synced`` mark says what
+was sent.
 """
 
 import os
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_vl.errors import UserError
-from lightning_vl.report.results import Run, read_metrics, read_run
+from lightning_vl.report.wandb_runs import read_offline
 from lightning_vl.wandb_mode import has_key, host, is_reachable
 
 SECONDS_OF_SILENCE = 60  # W&B writes the machine's state every 15 seconds: a file that rests longer is not written to
@@ -27,8 +27,12 @@ class OfflineRun:
 
     Attributes:
         folder: the run's folder.
-        files: the .wandb file of each start, the first start first.
-        finished: whether the run has ended as it should.
+        files: the .wandb file of each start, the first start first, but those that a kill has left empty.
+        name: as W&B shows it.
+        experiment: W&B's group.
+        project: where it would be sent.
+        exit_code: of the last start; None where it has not ended, or was killed.
+        torn: whether a file ends in half a record.
         last_step: last optimiser step that the run has logged; None if none.
         megabytes: of all its offline folders, in 1e6 bytes.
         written_to: whether a process is still writing to it.
@@ -36,20 +40,21 @@ class OfflineRun:
 
     folder: Path
     files: tuple[Path, ...]
-    finished: bool
+    name: str
+    experiment: str
+    project: str
+    exit_code: int | None
+    torn: bool
     last_step: int | None
     megabytes: float
     written_to: bool
 
     @property
-    def name(self) -> str:
-        """As W&B shows it."""
-        return f"{self.folder.parent.name}/{self.folder.name}"
-
-    @property
     def state(self) -> str:
         """In a word or two."""
-        return "finished" if self.finished else "running" if self.written_to else "stopped"
+        if self.exit_code == 0:
+            return "finished"
+        return "running" if self.written_to else "stopped" if self.files else "empty"
 
     @property
     def unsent(self) -> list[Path]:
@@ -83,12 +88,12 @@ def show(places: Sequence[Path]) -> int:
     runs = find_offline_runs(places)
     _print(runs)
     if any(run.unsent for run in runs):
-        print("python -m lightning_vl wandb sync sends them")
+        print("to send them: python -m lightning_vl wandb sync")
     return 0
 
 
 def sync(places: Sequence[Path], dry_run: bool) -> int:
-    """Sends what W&B does not have, through its own command; gives the exit code: 1 if something was not sent.
+    """Sends what W&B does not have, through its own command; gives the exit code: 1 if something whole was not sent.
 
     W&B's command sends the files of one run one after the other, in the order of their starts, so that a resumed run is
     one run there.
@@ -111,30 +116,46 @@ def sync(places: Sequence[Path], dry_run: bool) -> int:
     if not is_reachable():
         raise UserError(f"{host()} cannot be reached", "run the same command where there is a network")
     for part in _parts(ready):
-        files = [str(file) for run in part for file in run.unsent]
-        # a file that has grown since it was sent counts as sent for W&B
-        command = [sys.executable, "-m", "wandb", "sync", "--include-synced", *files]
-        environment = {key: value for key, value in os.environ.items() if key not in ("WANDB_MODE", "WANDB_SILENT")}
-        subprocess.run(command, env=environment, check=False)
+        _send(part)
+        for run in part if len(part) > 1 else []:
+            if run.unsent:  # one file that W&B cannot read keeps it from sending the others
+                _send([run])
     left = [run for run in ready if run.unsent]
     print(f"{len(ready) - len(left)} of {len(ready)} runs sent")
     for run in left:
-        print(f"not sent: {run.name}; the same command tries again", file=sys.stderr)
-    return 1 if left else 0
+        again = (
+            "its file is torn, as a kill leaves it: W&B has at most what comes before, and does not count it as sent"
+        )
+        print(f"{run.name}: {again if run.torn else 'not sent; the same command tries again'}", file=sys.stderr)
+    return 1 if any(not run.torn for run in left) else 0
+
+
+def _send(runs: Sequence[OfflineRun]) -> None:
+    files = [str(file) for run in runs for file in run.unsent]
+    # a file that has grown since it was sent counts as sent for W&B
+    command = [sys.executable, "-m", "wandb", "sync", "--include-synced", *files]
+    environment = {key: value for key, value in os.environ.items() if key not in ("WANDB_MODE", "WANDB_SILENT")}
+    subprocess.run(command, env=environment, check=False)
 
 
 def _read(folder: Path, files: Sequence[Path]) -> OfflineRun:
-    finished = isinstance(read_run(folder), Run)
-    steps = [max(curve) for curve in read_metrics(folder / "metrics.jsonl").values()]
+    read = {file: read_offline(file) for file in files}
+    records = {file: record for file, record in read.items() if record.id}
+    last = [*read.values(), *records.values()][-1]
+    steps = [record.last_step for record in records.values() if record.last_step is not None]
     sizes = [path.stat().st_size for file in files for path in file.parent.rglob("*") if path.is_file()]
     rests = time.time() - max(file.stat().st_mtime for file in files)
     return OfflineRun(
         folder=folder,
-        files=tuple(files),
-        finished=finished,
+        files=tuple(records),
+        name=last.name or f"{folder.parent.name}/{folder.name}",  # of a run killed before it said so
+        experiment=last.group,
+        project=last.project,
+        exit_code=last.exit_code,
+        torn=any(record.torn for record in records.values()),
         last_step=max(steps, default=None),
         megabytes=sum(sizes) / 1e6,
-        written_to=not finished and rests < SECONDS_OF_SILENCE,
+        written_to=last.exit_code is None and rests < SECONDS_OF_SILENCE,
     )
 
 
@@ -162,13 +183,14 @@ def _print(runs: Sequence[OfflineRun]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.show_edge = False
     table.add_column("run", overflow="fold")
-    table.add_column("state", no_wrap=True)
+    for title in ("experiment", "project", "state"):
+        table.add_column(title, overflow="fold")
     for title in ("step", "MB", "sent"):
         table.add_column(title, justify="right", no_wrap=True)
     for run in runs:
         step = "-" if run.last_step is None else f"{run.last_step:,}"
         sent = f"{len(run.files) - len(run.unsent)} of {len(run.files)}"
-        table.add_row(run.name, run.state, step, f"{run.megabytes:.1f}", sent)
+        table.add_row(run.name, run.experiment, run.project, run.state, step, f"{run.megabytes:.1f}", sent)
     if runs:
         Console().print(table)
     unsent = [run for run in runs if run.unsent]

@@ -2,26 +2,46 @@
 
 import json
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lightning_vl.report.data_scale import DataScale, columns, note
-from lightning_vl.report.figure import as_svg, convergence, curves, metric_over_value, of_family
-from lightning_vl.report.table import Comparison, Expectation, groups, heading, is_share, mean_and_spread, notes
+from lightning_vl.report.figure import as_svg, convergence, metric_over_value, of_family
+from lightning_vl.report.table import (
+    Comparison,
+    Expectation,
+    differing_table,
+    groups,
+    heading,
+    is_share,
+    mean_and_spread,
+    notes,
+)
 
-VALUE_WIDTH = 160
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MANY = 30  # lines of a table that the page shows in a window of its own
+HEADINGS = {"zero_shot": "Zero-shot", "curves": "Curves"}
 
 
-def render(comparison: Comparison) -> str:
-    """The page: table, figures, expectations, differences, runs; everything inline."""
-    scatter, lines = of_family(comparison, titled=False), curves(comparison)
+def render(comparison: Comparison, others: Mapping[str, "Figure"]) -> str:
+    """The page: table, figures, expectations, differences, runs; everything inline.
+
+    Args:
+        comparison: what to show.
+        others: of :func:`lightning_vl.report.figure.beside`.
+    """
+    scatter = of_family(comparison, titled=False)
     runs = [run for row in comparison.rows for run in (*row.runs, *row.after)]
     metrics = list(dict.fromkeys(name for row in comparison.rows for name in row.metrics))
     return (
         _environment()
         .get_template("page.html")
         .render(
+            many=MANY,
             title=comparison.title,
             warnings=comparison.warnings,
             left_out=comparison.left_out,
@@ -30,7 +50,7 @@ def render(comparison: Comparison) -> str:
             groups=groups(comparison),
             notes=notes(comparison),
             scatter=as_svg(scatter, f"{comparison.metric} over multiply-adds") if scatter else None,
-            curves=as_svg(lines, "curves over steps") if lines else None,
+            others={HEADINGS[name]: as_svg(figure, HEADINGS[name]) for name, figure in others.items()},
             metrics=[
                 (
                     heading(name),
@@ -44,9 +64,7 @@ def render(comparison: Comparison) -> str:
             expectations=[
                 (row.label, _expected(item, row.metrics)) for row in comparison.rows for item in row.expected
             ],
-            differing={
-                key: {name: _short(value) for name, value in by.items()} for key, by in comparison.differing.items()
-            },
+            differing=differing_table(comparison) if comparison.differing else None,
             runs=[_run(run, comparison.metric) for run in runs],
             provenance=_provenance([run.results for run in runs]),
         )
@@ -61,6 +79,7 @@ def render_data_scale(scale: DataScale) -> str:
         _environment()
         .get_template("data_scale.html")
         .render(
+            many=MANY,
             title=scale.sweep.title,
             warnings=scale.warnings,
             left_out=scale.left_out,
@@ -127,11 +146,3 @@ def _provenance(results: list[Any]) -> str:
     most = json.loads(versions.most_common(1)[0][0]) if versions else {}
     text = ", ".join(f"{name} {version}" for name, version in most.items())
     return text + (f" (of most runs; {len(versions)} sets of versions in all)" if len(versions) > 1 else "")
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    if isinstance(value, dict) and "class_path" in value:
-        inner = ", ".join(f"{key}={_short(item)}" for key, item in (value.get("init_args") or {}).items())
-        text = f"{str(value['class_path']).rpartition('.')[2]}({inner})"
-    return text if len(text) <= VALUE_WIDTH else text[: VALUE_WIDTH - 1] + "…"

@@ -8,7 +8,7 @@ left out.
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from lightning_vl.errors import UserError
 
 SCHEMA = 1
+OFFLINE = "run-*.wandb"
 _MARKS = ("results.json", "config.yaml", "metrics.jsonl")
 
 
@@ -48,9 +49,9 @@ class Run:
             return {}
         return config if isinstance(config, dict) else {}
 
-    def curves(self) -> dict[str, dict[int, float]]:
-        """Logged name to {step: value}, steps ascending."""
-        return read_metrics(self.folder / "metrics.jsonl")
+    def curves(self, names: Sequence[str]) -> dict[str, dict[int, float]]:
+        """Of these logged names, those that there are to {step: value}, steps ascending."""
+        return read_metrics(self.folder / "metrics.jsonl", names)
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,29 @@ class LeftOut:
 def find_runs(places: Iterable[str | Path]) -> tuple[list[Run], list[LeftOut]]:
     """Read every run folder at or below the given places, by experiment, seed and id.
 
+    Args:
+        places: folders; W&B's own folders of offline runs; ``wandb:ENTITY/PROJECT``.
+
     Raises:
-        UserError: a place does not exist or has no run folder in it.
+        UserError: a place does not exist or has no run folder in it, or W&B cannot be asked.
     """
+    from lightning_vl.report import wandb_runs  # not at the top: it needs this module
+
     runs: dict[Path, Run] = {}
     left_out: dict[Path, LeftOut] = {}
+    offline: dict[str, list[Path]] = {}  # id of a run at W&B to its starts
+
+    def keep(run: Run | LeftOut) -> None:
+        if isinstance(run, Run):
+            runs[run.folder.resolve()] = run
+        else:
+            left_out[run.folder.resolve()] = run
+
     for place in places:
+        if str(place).startswith(wandb_runs.PREFIX):
+            for of_project in wandb_runs.project_runs(str(place)):
+                keep(of_project)
+            continue
         folders = _run_folders(Path(place))
         if not folders:
             raise UserError(
@@ -80,14 +98,16 @@ def find_runs(places: Iterable[str | Path]) -> tuple[list[Run], list[LeftOut]]:
                 "Name a run folder such as runs/vivit_fact_encoder/<id>, or a folder of them such as runs",
             )
         for folder in folders:
+            if starts := sorted(folder.glob(OFFLINE)):
+                offline.setdefault(starts[0].name, []).extend(starts)
+                continue
             run = read_run(folder)
             if isinstance(run, Run) and folder != Path(place) and run.results.get("verb", "fit") != "fit":
                 # Else a run would count twice: once as it ended, and once as somebody tested its checkpoint again.
                 run = LeftOut(folder, f"a record of {run.results['verb']!r}; name the folder itself to compare it")
-            if isinstance(run, Run):
-                runs[folder.resolve()] = run
-            else:
-                left_out[folder.resolve()] = run
+            keep(run)
+    for files in offline.values():
+        keep(wandb_runs.offline_run(sorted(set(files), key=lambda file: file.parent.name)))
     return sorted(runs.values(), key=lambda run: (run.experiment, run.seed, run.id)), list(left_out.values())
 
 
@@ -111,24 +131,27 @@ def parse_results(path: Path, folder: Path) -> Run | LeftOut:
     return Run(folder, results["experiment"], results["run"], results["seed"], metrics, results)
 
 
-def read_metrics(path: Path) -> dict[str, dict[int, float]]:
-    """Read ``metrics.jsonl``: logged name to {step: value}, steps ascending.
+def read_metrics(path: Path, names: Sequence[str] | None = None) -> dict[str, dict[int, float]]:
+    """Read ``metrics.jsonl``: logged name to {step: value}, steps ascending; of these names alone, where they are given.
 
     A resumed run logs some steps again: the later line wins. A line torn by a kill is passed over.
     """
+    quoted = None if names is None else [json.dumps(name) for name in names]
     curves: dict[str, dict[int, float]] = {}
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return {}
     for line in text.splitlines():
+        if quoted is not None and not any(name in line for name in quoted):
+            continue  # spares the parsing of most lines
         try:
             record = json.loads(line)
             step = record.pop("step")
         except (json.JSONDecodeError, AttributeError, KeyError, TypeError):
             continue
         for name, value in record.items():
-            if isinstance(value, int | float):
+            if isinstance(value, int | float) and (names is None or name in names):
                 curves.setdefault(name, {})[step] = float(value)
     return {name: dict(sorted(curve.items())) for name, curve in curves.items()}
 
@@ -158,7 +181,7 @@ def _run_folders(place: Path) -> list[Path]:
         place = place.parent
     found = []
     for folder, subfolders, files in os.walk(place):
-        if any(mark in files for mark in _MARKS):
+        if any(mark in files for mark in _MARKS) or any(Path(file).match(OFFLINE) for file in files):
             found.append(Path(folder))
             subfolders.clear()  # checkpoints, W&B files: no runs below a run
         subfolders.sort()

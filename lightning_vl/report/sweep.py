@@ -37,6 +37,7 @@ from lightning_vl.report.family import (
     value_at,
 )
 from lightning_vl.report.results import LeftOut, Run, read_run, read_yaml
+from lightning_vl.report.table import Comparison, add_then, print_table
 
 POLL_SECONDS = 0.2
 
@@ -151,11 +152,16 @@ def _task(sweep: Sweep, file: str, metric: str, seed: int, end: str, overrides: 
         seed=seed,
         value=None,
         metric=metric,
-        arguments=("fit", "-c", file, "--seed_everything", str(seed), "--run.id", id, *overrides),
+        # the tag is what W&B's dashboards of the sweep find its runs by
+        arguments=("fit", "-c", file, "--seed_everything", str(seed), "--run.id", id, *overrides, _tag(sweep)),
         folder=Path("runs", name, id),
         log=sweep_folder(sweep) / "logs" / f"{name}-{end}.log",
         inputs=json.dumps([content, seed, overrides], sort_keys=True, default=str),
     )
+
+
+def _tag(sweep: Sweep) -> str:
+    return f"--run.tags={json.dumps([sweep.name])}"
 
 
 def _finished(task: Task) -> Any:
@@ -410,19 +416,28 @@ def _measure_costs(sweep: Sweep) -> list[str]:
     return []
 
 
+def read_runs(sweep: Sweep) -> tuple[list[Run], list[LeftOut]]:
+    """The sweep's own runs that are finished, and those that are not; without those of ``then``."""
+    read = [read_run(task.folder) for task in tasks(sweep) if task.start is None]
+    return [run for run in read if isinstance(run, Run)], [run for run in read if isinstance(run, LeftOut)]
+
+
+def with_then(comparison: Comparison, sweep: Sweep) -> Comparison:
+    """The comparison of the sweep's own runs with what was started from them."""
+    if not sweep.then:
+        return comparison
+    after = {(task.experiment, task.start, task.seed): _read_after(task) for task in tasks(sweep) if task.start}
+    return add_then(comparison, sweep, after)
+
+
 def _report(sweep: Sweep, warnings: Sequence[str]) -> None:
     """Compare what is finished, and write and print it."""
     from rich.console import Console
 
-    from lightning_vl.report.table import add_then, print_table
-
-    every = tasks(sweep)
-    read = [read_run(task.folder) for task in every if task.start is None]
-    runs = [run for run in read if isinstance(run, Run)]
+    runs, left_out = read_runs(sweep)
     if not runs:
         say("no run is finished: there is nothing to compare")
         return
-    left_out = [run for run in read if isinstance(run, LeftOut)]
     if sweep.over:
         scale = data_scale.read(sweep, runs, left_out)
         paths = data_scale.write(scale, sweep_folder(sweep))
@@ -431,12 +446,7 @@ def _report(sweep: Sweep, warnings: Sequence[str]) -> None:
             print(path)
         return
     comparison = compare(runs, left_out, sweep, read_costs(sweep, sweep_folder(sweep)))
-    comparison = replace(comparison, warnings=(*comparison.warnings, *warnings))
-    if sweep.then:
-        after = {
-            (task.experiment, task.start, task.seed): _read_after(task) for task in every if task.start is not None
-        }
-        comparison = add_then(comparison, sweep, after)
+    comparison = with_then(replace(comparison, warnings=(*comparison.warnings, *warnings)), sweep)
     paths = write(comparison, sweep_folder(sweep))
     print_table(comparison, Console())
     for path in paths:

@@ -7,6 +7,7 @@ mean +- spread meets no other row's.
 
 import csv
 import io
+import json
 import math
 import re
 import statistics
@@ -19,11 +20,15 @@ from lightning_vl.report.results import LeftOut, Run
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table as RichTable
 
     from lightning_vl.report.core_days import TrainingCost
 
 SEEDS_TO_MARK = 3
 GUTTER = 3  # between groups on a terminal
+VALUE_WIDTH = 160  # of a configuration's value
+MOST_ABREAST = 4  # rows whose configurations stand side by side
+DIFFERING_LINES = 20  # on a terminal
 LEFT_OUT_LINES = 5  # of run folders that take no part
 
 _SHARES = re.compile(r"top\d|accuracy|matthews|f1|recall|r@\d|_r\d|transfer/|zero_shot(?!.*median_rank)")
@@ -115,7 +120,7 @@ class Comparison:
         warnings: one line each.
         left_out: run folders that take no part.
         sweep: the sweep file, if known.
-        differing: keys in which the configurations of the experiments differ, to {experiment: value}.
+        differing: keys in which the configurations of the rows differ, to {label: value}.
         price_per_core_hour: of the training costs, in dollars; None for the sweep file's.
     """
 
@@ -251,6 +256,37 @@ def quantity(value: float | None, digits: int = 4) -> str:
         return f"{value:g}"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:.{min(decimals, 6)}f}"
+
+
+def short_value(value: Any) -> str:
+    """A value of a configuration in one line: an object as ``Class(key=value)``, and cut where it is long."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    if isinstance(value, str) and re.fullmatch(r"lightning_vl(\.\w+)+", value):
+        text = value.rpartition(".")[2]
+    if isinstance(value, dict) and "class_path" in value:
+        inner = ", ".join(f"{key}={short_value(item)}" for key, item in (value.get("init_args") or {}).items())
+        text = f"{str(value['class_path']).rpartition('.')[2]}({inner})"
+    return text if len(text) <= VALUE_WIDTH else text[: VALUE_WIDTH - 1] + "…"
+
+
+def differing_table(comparison: Comparison) -> list[list[str]]:
+    """The keys in which configurations differ: a heading, then a line a key.
+
+    A column a row of the table where these are few; else the values of a key with the rows that have them.
+    """
+    labels = list(next(iter(comparison.differing.values()), {}))
+    if len(labels) <= MOST_ABREAST:
+        lines = [[key, *map(short_value, values.values())] for key, values in comparison.differing.items()]
+        return [["key", *labels], *lines]
+    result = [["key", "value", "of"]]
+    for key, values in comparison.differing.items():
+        having: dict[str, list[str]] = {}
+        for label, value in values.items():
+            having.setdefault(short_value(value), []).append(label)
+        for number, (value, names) in enumerate(having.items()):
+            more = f" and {len(names) - MOST_ABREAST} more" if len(names) > MOST_ABREAST else ""
+            result.append(["" if number else key, value, ", ".join(names[:MOST_ABREAST]) + more])
+    return result
 
 
 # What the table shows, in groups of columns
@@ -485,6 +521,7 @@ def as_json(comparison: Comparison) -> list[dict[str, Any]]:
                     for name, summary in row.metrics.items()
                 },
                 "best": row.best,
+                "differs_in": {key: values.get(row.label) for key, values in comparison.differing.items()},
                 "expected": [vars(item) for item in row.expected],
                 "cost": None if row.cost is None else dict(row.cost),
                 "paper": None if row.paper is None else dict(row.paper),
@@ -507,6 +544,9 @@ def as_csv(comparison: Comparison) -> str:
             "gflops": row.gflops,
             "best": row.best,
         }
+        for key, values in comparison.differing.items():
+            value = values.get(row.label)
+            line[f"config {key}"] = value if isinstance(value, str) else json.dumps(value, default=str)
         for name, summary in row.metrics.items():
             line |= {f"{name} mean": summary.mean, f"{name} spread": summary.spread}
         for then in comparison.sweep.then if comparison.sweep else ():
@@ -542,6 +582,10 @@ def as_markdown(comparison: Comparison) -> str:
     lines += ["", *[f"{note}  " for note in notes(comparison)]]
     if comparison.warnings:
         lines += ["", *[f"- Warning: {warning}" for warning in comparison.warnings]]
+    if comparison.differing and comparison.sweep is None:  # a sweep's file says in what its experiments differ
+        first, *others = differing_table(comparison)
+        lines += ["", "Where the configurations differ:", "", markdown_row(first), "|" + "---|" * len(first)]
+        lines += [markdown_row(line) for line in others]
     if comparison.left_out:
         lines += ["", *[f"- Left out: {item}" for item in comparison.left_out]]
     return "\n".join(lines) + "\n"
@@ -561,12 +605,33 @@ def print_table(comparison: Comparison, console: "Console") -> None:
     print_groups(labels, groups(comparison), console, bold=[row.best for row in comparison.rows])
     for note in notes(comparison):
         console.print(Text(note, style="dim"))
+    if comparison.differing:
+        console.print(_differing(comparison))
     for warning in comparison.warnings:
         console.print(Text(f"warning: {warning}", style="yellow"))
     for item in comparison.left_out[:LEFT_OUT_LINES]:
         console.print(Text(f"left out: {item}", style="yellow"))
     if len(comparison.left_out) > LEFT_OUT_LINES:
         console.print(Text(f"left out: {len(comparison.left_out) - LEFT_OUT_LINES} more run folders", style="yellow"))
+
+
+def _differing(comparison: Comparison) -> "RichTable":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    first, *lines = differing_table(comparison)
+    table = Table(
+        title="\nKeys that differ, without init_args", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+    )
+    table.show_edge = table.pad_edge = False
+    for name in first:
+        table.add_column(name, overflow="fold", no_wrap=name == "key")
+    for line in lines[:DIFFERING_LINES]:
+        table.add_row(Text(line[0].replace("init_args.", "")), *map(Text, line[1:]))  # else too long for a line
+    if len(lines) > DIFFERING_LINES:
+        table.caption = f"and {len(lines) - DIFFERING_LINES} more lines: --out DIR writes them all"
+    return table
 
 
 def print_groups(labels: Sequence[str], shown: Sequence[Group], console: "Console", bold: Sequence[bool] = ()) -> None:

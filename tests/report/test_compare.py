@@ -12,7 +12,9 @@ import yaml
 from lightning_vl.__main__ import main
 from lightning_vl.errors import UserError
 from lightning_vl.report.compare import compare
+from lightning_vl.report.family import Sweep
 from lightning_vl.report.results import find_runs
+from lightning_vl.report.table import differing_table
 
 SWEEP = {
     "name": "two",
@@ -62,11 +64,103 @@ def test_seeds_of_an_experiment_are_one_row(two: None, tmp_path: Path) -> None:
 
 
 def test_undeclared_difference_between_seeds_is_warned_of(make_run, tmp_path: Path) -> None:
-    """Seeds with two learning rates are no seeds of one experiment: their spread says something else."""
+    """Two learning rates are no seeds of one experiment: two rows by themselves, a warning where a sweep makes them one."""
     make_run("a", 0, {"test/top1": 0.5}, config={"lr": 0.1, "run": {"id": "s0"}})
     make_run("a", 1, {"test/top1": 0.5}, config={"lr": 0.2, "run": {"id": "s1"}})
-    (warning,) = compare(*find_runs([tmp_path / "runs"])).warnings
-    assert warning == "the runs of a differ in more than the seed: lr"
+    runs, left_out = find_runs([tmp_path / "runs"])
+    comparison = compare(runs, left_out)
+    assert [row.label for row in comparison.rows] == ["a (lr 0.1)", "a (lr 0.2)"]
+    assert comparison.differing == {"lr": {"a (lr 0.1)": 0.1, "a (lr 0.2)": 0.2}}
+    assert comparison.warnings == ("the experiments differ in more than is declared (no --sweep file): lr",)
+    sweep = Sweep("one", "One", ["a.yaml"], [0, 1], "test/top1", [])
+    comparison = compare(runs, left_out, sweep)
+    assert [len(row.runs) for row in comparison.rows] == [2]
+    assert comparison.warnings == ("the runs of a differ in more than the seed: lr",)
+
+
+def test_where_a_run_was_carried_out_makes_no_row(make_run, tmp_path: Path) -> None:
+    """Seeds on other devices or with other workers are seeds, and the warning says so; an explicit null is no difference."""
+    make_run("a", 0, {"test/top1": 0.5}, config={"trainer": {"devices": 1, "gradient_clip_val": None}})
+    make_run("a", 1, {"test/top1": 0.5}, config={"trainer": {"devices": 2}})
+    comparison = compare(*find_runs([tmp_path / "runs"]))
+    assert [row.label for row in comparison.rows] == ["a"]
+    assert comparison.warnings == ("the runs of a differ in more than the seed: trainer.devices",)
+
+
+def test_many_keys_make_a_number_of_the_label(make_run, tmp_path: Path) -> None:
+    """A label stays readable; what differs stands in the section of the keys."""
+    make_run("a", 0, {"test/top1": 0.5}, config={"x": 1, "y": 1, "z": {"init_args": {"w": 1}}})
+    make_run("a", 1, {"test/top1": 0.5}, config={"x": 2, "y": 2, "z": {"init_args": {"w": 2}}})
+    comparison = compare(*find_runs([tmp_path / "runs"]))
+    assert [row.label for row in comparison.rows] == ["a (configuration 1)", "a (configuration 2)"]
+    assert list(comparison.differing) == ["x", "y", "z.init_args.w"]
+
+
+def test_a_run_without_its_configuration_is_said(make_run, tmp_path: Path) -> None:
+    """Nothing can be checked then: no long list of keys that are missing, and no silence."""
+    make_run("a", 0, {"test/top1": 0.5})
+    (make_run("b", 0, {"test/top1": 0.5}) / "config.yaml").unlink()
+    comparison = compare(*find_runs([tmp_path / "runs"]))
+    assert comparison.differing == {}
+    (warning,) = comparison.warnings
+    assert warning.startswith("1 runs have no configuration to check, the first ")
+
+
+def test_keys_that_differ_are_in_every_output(here: Path, make_run, capsys) -> None:
+    """`compare A B`: terminal, CSV, Markdown, JSON and page each have the key with both values."""
+    one = make_run("a", 0, {"test/top1": 0.5}, config={"optimizer": {"init_args": {"lr": 0.125}}})
+    two = make_run("a", 1, {"test/top1": 0.5}, config={"optimizer": {"init_args": {"lr": 0.25}}})
+    assert main(["compare", str(one), str(two), "--out", "report"]) == 0
+    text = capsys.readouterr().out
+    assert "Keys that differ" in text
+    (line,) = [line.split() for line in text.splitlines() if line.startswith("optimizer.lr")]
+    assert line == ["optimizer.lr", "0.125", "0.25"]
+    table = (here / "report" / "table.md").read_text()
+    assert "| optimizer.init_args.lr | 0.125 | 0.25 |" in table
+    lines = list(csv.DictReader(io.StringIO((here / "report" / "table.csv").read_text())))
+    assert [line["config optimizer.init_args.lr"] for line in lines] == ["0.125", "0.25"]
+    page = (here / "report" / "index.html").read_text()
+    assert (
+        '<tr><th>optimizer.init_args.lr</th><td class="left wrap">0.125</td><td class="left wrap">0.25</td></tr>'
+        in page
+    )
+    assert main(["compare", str(one), str(two), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["differs_in"] for row in rows] == [{"optimizer.init_args.lr": 0.125}, {"optimizer.init_args.lr": 0.25}]
+
+
+def test_of_many_rows_the_values_are_listed_with_who_has_them(make_run, tmp_path: Path) -> None:
+    """Hundreds of columns could not be read."""
+    for number in range(6):
+        make_run(f"e{number}", 0, {"test/top1": 0.5}, config={"model": {"depth": 12 if number else 24}})
+    heading, *lines = differing_table(compare(*find_runs([tmp_path / "runs"])))
+    assert heading == ["key", "value", "of"]
+    assert lines == [["model.depth", "24", "e0"], ["", "12", "e1, e2, e3, e4 and 1 more"]]
+
+
+def test_a_sweep_file_alone_is_its_runs(here: Path, make_run, capsys) -> None:
+    """Its own runs, not others of the same experiments; what is missing is said."""
+    make_run("a", 0, {"test/top1": 0.8}, folder="two-seed0")
+    make_run("a", 1, {"test/top1": 0.2}, folder="something-else")
+    make_run("b", 0, {"test/top1": 0.5}, folder="two-seed0")
+    assert main(["compare", "sweep.yaml", "--json"]) == 0
+    captured = capsys.readouterr()
+    first, second = json.loads(captured.out)
+    assert (first["label"], first["n"], first["metrics"]["test/top1"]["values"]) == ("Model A", 1, [0.8])
+    assert (second["label"], second["paper"]["acc"]) == ("b", 70.5)
+    assert "a has no finished run of seed 1" in captured.err
+    assert main(["compare", "sweep.yaml", "runs/a", "--json"]) == 0  # with a place, the place's runs
+    assert json.loads(capsys.readouterr().out)[0]["n"] == 2
+
+
+def test_a_sweep_file_without_runs(here: Path, capsys) -> None:
+    """Two lines that say how to run it."""
+    assert main(["compare", "sweep.yaml"]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 2
+    assert error[1].strip() == "python -m lightning_vl sweep sweep.yaml"
+    assert main(["compare", "sweep.yaml", "sweep.yaml"]) == 2
+    assert "2 sweep files" in capsys.readouterr().err
 
 
 def test_declared_difference_between_experiments_is_not_warned_of(here: Path, two: None, make_run, capsys) -> None:
@@ -121,14 +215,37 @@ def test_sweep_gives_order_labels_paper_and_cost(here: Path, two: None, capsys) 
 
 
 def test_out_writes_all_four_files(here: Path, two: None, capsys) -> None:
-    """CSV, Markdown, PNG and page, each with its content."""
+    """CSV, Markdown, PNG of the figure and of the curves, and page, each with its content."""
     assert main(["compare", "runs", "--sweep", "sweep.yaml", "--out", "report"]) == 0
     assert "report/index.html" in capsys.readouterr().out
     lines = list(csv.DictReader(io.StringIO((here / "report" / "table.csv").read_text())))
     assert [float(line["test/top1 mean"]) for line in lines] == pytest.approx([0.85, 0.55])
     assert "85.0 ± 7.1" in (here / "report" / "table.md").read_text()
-    assert (here / "report" / "figure.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("figure.png", "curves.png"):
+        assert (here / "report" / name).read_bytes().startswith(b"\x89PNG")
+    assert not (here / "report" / "zero_shot.png").exists()  # no run was tested so
     assert "85.0 ± 7.1" in (here / "report" / "index.html").read_text()
+
+
+def test_no_secret_is_in_a_report(here: Path, two: None, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """A key of the environment gets into nothing that is compared, listed or made for W&B."""
+    secret = "canary-0123456789abcdef0123456789abcdef01234567"
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, secret)
+    for words in (
+        ["compare", "runs", "--out", "report"],
+        ["compare", "runs", "sweep.yaml", "--json"],
+        ["wandb", "list"],
+        ["wandb", "dashboard", "sweep.yaml", "--dry-run"],
+        ["wandb", "sweep", "sweep.yaml"],
+    ):
+        assert main(words) == 0
+    captured = capsys.readouterr()
+    assert secret not in captured.out + captured.err
+    written = [path for path in here.rglob("*") if path.is_file()]
+    assert len(written) > 10
+    for path in written:
+        assert secret.encode() not in path.read_bytes(), path
 
 
 def test_unfinished_run_is_named_and_left_out(here: Path, two: None, capsys) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lightning_vl.report.compare import compare
 from lightning_vl.report.family import Sweep, Then
-from lightning_vl.report.figure import accuracy_over_compute, apart, as_svg, curves, worth_afterwards
+from lightning_vl.report.figure import accuracy_over_compute, apart, as_svg, curves, worth_afterwards, zero_shot_bars
 from lightning_vl.report.results import find_runs
 from lightning_vl.report.table import Comparison, Row, summarise
 
@@ -104,7 +104,7 @@ def test_crowd_is_thinned_and_says_so(make_run, tmp_path: Path) -> None:
     assert lines is not None
     named = [text.get_text() for text in scatter.axes[0].texts]
     assert len(named) < 30
-    assert f"{30 - len(named)} of 30 points are too close to be named" in scatter.get_supxlabel()
+    assert f"{30 - len(named)} of 30 points are not named" in scatter.get_supxlabel()
     assert [text.get_text() for text in lines.axes[0].texts] == [f"e{number}" for number in range(18, 30)]
     assert "The 12 best of 30" in lines.get_supxlabel()
 
@@ -120,12 +120,57 @@ def test_curves_are_means_over_common_steps(make_run, tmp_path: Path) -> None:
     assert np.allclose(line.get_ydata(), [30, 70])
 
 
+def test_long_curves_are_thinned(make_run, tmp_path: Path) -> None:
+    """Three hundred steps from the first to the last, and the caption says so: more would only make the page large."""
+    curve = {"val/top1": {step: step / 5000 for step in range(1, 4001)}}
+    make_run("a", 0, {"test/top1": 0.5}, curve=curve)
+    figure = curves(compare(*find_runs([tmp_path / "runs"])))
+    assert figure is not None
+    (line,) = figure.axes[0].lines
+    steps = [int(step) for step in line.get_xdata()]
+    assert len(steps) == 300
+    assert (steps[0], steps[-1]) == (1, 4000)
+    assert np.allclose(line.get_ydata(), [100 * step / 5000 for step in steps])
+    assert "At most 300 steps" in figure.get_supxlabel()
+
+
+def test_zero_shot_bars(make_run, tmp_path: Path) -> None:
+    """A bar a row and data set, as long as the mean in percent; the commonest class dashed; no bar where none was measured."""
+    for seed, shift in enumerate((-0.05, 0.05)):
+        make_run(
+            "clip",
+            seed,
+            {
+                "test/loss": 1.0,
+                "zero_shot/shapes/top1": 0.8 + shift,
+                "zero_shot/digits/top1": 0.3,
+                "zero_shot/shapes/median_rank": 1.0,
+                "baseline/zero_shot_shapes_majority": 0.25,
+            },
+        )
+    make_run("small", 0, {"test/loss": 2.0, "zero_shot/shapes/top1": 0.5})
+    make_run("untested", 0, {"test/loss": 2.0})
+    figure = zero_shot_bars(compare(*find_runs([tmp_path / "runs"])))
+    assert figure is not None
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["shapes", "digits"]
+    assert sorted(patch.get_width() for patch in axes.patches) == pytest.approx([30, 50, 80])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["clip", "small"]
+    dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert [list(line.get_xdata()) for line in dashed] == [[25, 25]]
+    spreads = [
+        bar.errorbar.lines[2][0].get_segments()[0][:, 0] for bar in axes.containers if getattr(bar, "errorbar", None)
+    ]
+    assert np.allclose(spreads[0], [80 - 100 * 0.05 * 2**0.5, 80 + 100 * 0.05 * 2**0.5])
+
+
 def test_nothing_to_draw(make_run, tmp_path: Path) -> None:
     """Runs without curves or counted operations give no empty picture."""
     make_run("a", 0, {"test/top1": 0.5}, model={})
     comparison = compare(*find_runs([tmp_path / "runs"]))
     assert accuracy_over_compute(comparison) is None
     assert curves(comparison) is None
+    assert zero_shot_bars(comparison) is None
 
 
 def test_diverged_experiment_is_not_drawn(make_run, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_vl.report.compare import compare
+from lightning_vl.report.figure import beside
 from lightning_vl.report.page import render
 from lightning_vl.report.results import find_runs
 
@@ -66,7 +67,8 @@ def page(make_run, tmp_path: Path) -> str:
         )
     unfinished = make_run("plain", 9, {})
     (unfinished / "results.json").unlink()
-    return render(compare(*find_runs([tmp_path / "runs"])))
+    comparison = compare(*find_runs([tmp_path / "runs"]))
+    return render(comparison, beside(comparison))
 
 
 def test_loads_nothing(page: str) -> None:
@@ -87,6 +89,30 @@ def test_escapes_what_runs_say(page: str) -> None:
     assert "<script>" not in page
     assert "onerror=alert(1)>" not in page.replace("&gt;", "")
     assert "&lt;b&gt;GPU&lt;/b&gt;" in page
+
+
+def test_hundreds_of_runs_are_a_small_page(make_run, tmp_path: Path) -> None:
+    """Curves of thousands of steps and a table of hundreds of rows stay under a megabyte, each table in its own window."""
+    curve = {"train/loss": {step: 1 / step for step in range(1, 3001)}, "val/top1": dict.fromkeys((1, 2, 3), 0.5)}
+    for number in range(100):
+        width = {"model": {"width": number}}
+        for seed in range(3):
+            some = curve if number < 3 else {}
+            make_run(f"e{number:03d}", seed, {"test/top1": 1 - number / 200}, config=width, curve=some)
+    comparison = compare(*find_runs([tmp_path / "runs"]))
+    page = render(comparison, beside(comparison))
+    assert len(page) < 1_000_000
+    assert "Runs (300)" in page
+    assert page.count('class="scroll tall"') == 4  # table, metrics, keys, runs
+    assert "At most 300 steps of a curve are drawn" in Page(page).text or "At most 300 steps" in page
+
+
+def test_more_metrics_than_rows_stand_in_lines(make_run, tmp_path: Path) -> None:
+    """Sixty columns could not be read, and their headings were a letter wide."""
+    make_run("a", 0, {f"zero_shot/set{number}/top1": 0.5 for number in range(60)})
+    comparison = compare(*find_runs([tmp_path / "runs"]))
+    page = render(comparison, beside(comparison))
+    assert "<tr><th>zero_shot/set7/top1 (%)</th><td>50.0</td></tr>" in page
 
 
 def test_shows_what_a_reader_needs(page: str) -> None:

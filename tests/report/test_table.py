@@ -161,7 +161,9 @@ def test_csv_round_trip(comparison: Comparison) -> None:
 
 def test_markdown_is_one_table(comparison: Comparison) -> None:
     """Every row has as many cells as the head, a bar in a name does not make another."""
-    lines = [line for line in as_markdown(comparison).splitlines() if line.startswith("|")]
+    table, _, keys = as_markdown(comparison).partition("Where the configurations differ:")
+    assert "| model.init_args.net.class_path | high | low |" in keys
+    lines = [line for line in table.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 2
     assert len({line.count("|") for line in lines}) == 1
     assert "91.0 ± 1.0 *" in lines[2 + [row.experiment for row in comparison.rows].index("high")]
