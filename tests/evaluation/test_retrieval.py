@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from support import ROOT, environment
+from test_contrastive import allocated
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from lightning_vl.evaluation.retrieval import (
+    CHUNK,
     RetrievalMetrics,
     chance,
     median_rank,
@@ -207,6 +209,17 @@ def test_products_are_plain_float32() -> None:
     finally:
         torch.set_float32_matmul_precision(before)
     assert set(seen) == {"highest"}
+
+
+def test_memory_is_that_of_a_chunk() -> None:
+    """Breaks if all similarities are held at once, or many times more than those of a chunk."""
+    image, text, pairs = unit(3_000, 4), unit(3_000, 4, seed=1), torch.arange(3_000)
+    for work in (
+        lambda: retrieval_ranks(image, text, pairs, pairs),
+        lambda: pairs_loss(image, text, torch.tensor(20.0)),
+    ):
+        highest, _ = allocated(work)
+        assert 4 * CHUNK < highest < 20 * CHUNK  # bytes; of a chunk; the whole matrix has more than twice as many
 
 
 @pytest.mark.parametrize("chunk", [1, 25, 2**22])
