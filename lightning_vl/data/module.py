@@ -126,10 +126,15 @@ class DataModule(lightning.LightningDataModule, ABC):
     def _pin_memory(self) -> bool:
         return self._trainer.strategy.root_device.type == "cuda"
 
+    @property
+    def split(self) -> Split:
+        """The split whose batches the trainer takes now."""
+        stage = self._trainer.state.stage
+        return "train" if stage == "train" else "test" if stage in ("test", "predict") else "validation"
+
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Counts what the workers could not read, and stops when it is too much."""
-        stage = self._trainer.state.stage
-        split: Split = "train" if stage == "train" else "test" if stage in ("test", "predict") else "validation"
+        split = self.split
         skipped = self.skipped.setdefault(split, [])
         for report in batch.pop("skipped", ()):
             if report not in skipped:

@@ -55,6 +55,11 @@ class TextTokenizer(ABC):
             longest: most tokens there may be; of a longer text the last ones are left out, but not the one that ends it.
         """
 
+    def fitted(self, text: str, longest: int) -> tuple[list[int], bool]:
+        """`sequence`, and whether the text was too long for it."""
+        tokens = self.sequence(text, longest + 1)
+        return (tokens, False) if len(tokens) <= longest else (self.sequence(text, longest), True)
+
     @abstractmethod
     def stored(self) -> dict[str, Any]:
         """What a checkpoint keeps of the vocabulary, plain values; `CheckpointVocabulary` makes the tokeniser of it again."""

@@ -11,6 +11,7 @@ from lightning_vl.data.image_augmentation import centre_square
 from lightning_vl.data.tokenizer import TextTokenizer
 from lightning_vl.nn.packing import pack
 from lightning_vl.papers.clip.model import CLIP
+from lightning_vl.terminal import say
 
 
 class DualEncoder:
@@ -65,8 +66,14 @@ class DualEncoder:
         return torch.cat(embeddings), torch.cat(features)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings (n, d) of length one; float32, on the CPU."""
-        sequences = [self.tokenizer.sequence(text, self.context_length) for text in texts]
+        """Embeddings (n, d) of length one; float32, on the CPU. What is too long is cut, and a line says how much."""
+        fitted = [self.tokenizer.fitted(text, self.context_length) for text in texts]
+        sequences = [tokens for tokens, _ in fitted]
+        if too_long := [text for text, (_, cut) in zip(texts, fitted, strict=True) if cut]:
+            say(
+                f"warning: {len(too_long):,} of {len(texts):,} texts have more than {self.context_length} tokens and were "
+                f"cut, the first: {too_long[0][:80]}"
+            )
         embeddings = []
         with self._evaluating():
             for start in range(0, len(sequences), self.batch_size):

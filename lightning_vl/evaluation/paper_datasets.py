@@ -24,6 +24,7 @@ from lightning_vl.data.datasets.evaluation_folder import EvaluationFolder
 from lightning_vl.data.datasets.hub_images import HubImages
 from lightning_vl.data.datasets.image_folder import ImageFolder
 from lightning_vl.data.datasets.medmnist import MedMnist, MedMnistMultiLabel
+from lightning_vl.data.datasets.voc2007 import Voc2007
 from lightning_vl.data.source import ImageSource, LabelledImage, Split
 from lightning_vl.errors import UserError
 from lightning_vl.evaluation.prompts import CLASS_NAMES, NamedTemplates, Templates
@@ -335,8 +336,8 @@ class PaperDataset(ZeroShot):
     Args:
         name: `food101`, `imagenet_a`, `pathmnist`, ...: see docs/zero_shot_datasets.md.
         root: a folder of yours, in CLIP_benchmark's form (`classnames.txt`, `test/0.tar`, ...), with class folders
-            (`<root>/test/<class>/<image>`, or `train` and `validation` beside `test`, or `<root>/<class>/<image>`), or
-            MedMNIST's .npz file. None for the Hugging Face hub, which is not asked before the images are.
+            (`<root>/test/<class>/<image>`, or `train` and `validation` beside `test`, or `<root>/<class>/<image>`),
+            VOC2007's `VOCdevkit`, or MedMNIST's .npz file. None for the Hugging Face hub, which is not asked before the images are.
         templates: other prompts than this package's.
         probe: a linear classifier to compare with; needs a training split.
         workers: processes that read ahead.
@@ -459,8 +460,11 @@ def local_source(definition: Definition, root: str) -> ImageSource | MultiLabelS
         return MedMnistMultiLabel(root, names) if definition.several_labels else MedMnist(root, names)
     if os.path.exists(os.path.join(root, CLASS_NAMES)) and glob.glob(os.path.join(glob.escape(root), "*", "*.tar")):
         return (ClipBenchmarkMultiLabel if definition.several_labels else ClipBenchmarkShards)(root, definition.classes)
+    if definition.name == "voc2007" and Voc2007.is_at(root):
+        return Voc2007(root, definition.classes)
     if definition.several_labels:
-        form = "MedMNIST's .npz file" if definition.class_names else f"a folder with {CLASS_NAMES} and test/*.tar"
+        others = f"VOCdevkit as it unpacks, or a folder with {CLASS_NAMES} and test/*.tar"
+        form = "MedMNIST's .npz file" if definition.class_names else others
         raise UserError(
             f"images of {definition.name} may show several classes, and {root} cannot say so", f"give {form}"
         )
@@ -542,8 +546,8 @@ zero_shot:
 
 **Where the images come from.** Without `root` the set is taken from the Hugging Face hub, the first name below, and of CLIP_benchmark's
 sets (`clip-benchmark/wds_...`) the test split alone is downloaded. `root` is a folder of yours, in CLIP_benchmark's form (`classnames.txt`,
-`test/0.tar`, ...), with class folders (`test/<class>/<image>`, perhaps `train` and `validation` beside it, or `<class>/<image>` alone), or
-MedMNIST's `.npz` file. A set that cannot be had is passed over, and the table says why.
+`test/0.tar`, ...), with class folders (`test/<class>/<image>`, perhaps `train` and `validation` beside it, or `<class>/<image>` alone),
+VOC2007's `VOCdevkit` as it unpacks, or MedMNIST's `.npz` file. A set that cannot be had is passed over, and the table says why.
 
 **Classes** are called what the copy of the set calls them, made readable; where those are no words, as
 [names/](../lightning_vl/evaluation/names) has it, by name and never by number, for copies differ in their order. Several words for a class

@@ -14,7 +14,7 @@ from torchmetrics.utilities import dim_zero_cat
 from lightning_vl.papers.clip.model import ClipOutput
 
 RECALLS = (1, 5, 10)  # of Table 13
-CHUNK = 2**24  # similarities held at once: 16 MiB
+CHUNK = 2**22  # similarities held at once: 16 MiB
 TIE = 1e-6  # what rounding alone may part
 
 

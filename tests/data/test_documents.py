@@ -78,9 +78,9 @@ def test_lines() -> None:
 @pytest.mark.parametrize("text", ["." * 200_000, "a. " * 70_000, "?" * 100_000 + " " * 100_000, '."' * 100_000])
 def test_punctuation_takes_time_in_proportion(text: str) -> None:
     """Breaks if a long run of dots, as in tables of contents, takes hours."""
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone, however busy the machine is
     Punctuation().sentences(text)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_descriptions_differ() -> None:

@@ -17,6 +17,7 @@ from lightning_vl.data.datasets.evaluation_folder import EvaluationFolder
 from lightning_vl.data.datasets.hub_images import HubImages
 from lightning_vl.data.datasets.image_folder import ImageFolder
 from lightning_vl.data.datasets.medmnist import MedMnist, MedMnistMultiLabel
+from lightning_vl.data.datasets.voc2007 import Voc2007
 from lightning_vl.errors import UserError
 from lightning_vl.evaluation.paper_datasets import (
     BIOMEDICAL,
@@ -165,6 +166,9 @@ def test_a_set_is_found_in_the_form_that_it_has(tmp_path: Path) -> None:
     assert isinstance(PaperDataset("cifar10", str(tmp_path / "shards")).source, ClipBenchmarkShards)
     make_shards(tmp_path / "voc", [f"class {i}" for i in range(20)], suffix="npy")
     assert isinstance(PaperDataset("voc2007", str(tmp_path / "voc")).source, ClipBenchmarkMultiLabel)
+    (tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main").mkdir(parents=True)
+    assert isinstance(PaperDataset("voc2007", str(tmp_path / "VOCdevkit")).source, Voc2007)
+    assert isinstance(PaperDataset("voc2007", str(tmp_path / "VOCdevkit" / "VOC2007")).source, Voc2007)
     for split in ("train", "test"):
         make_folder(tmp_path / "splits" / split, *"abcdefghij")
     source = PaperDataset("cifar10", str(tmp_path / "splits")).source

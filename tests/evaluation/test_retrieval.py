@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from support import ROOT, environment
+from test_contrastive import allocated
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from lightning_vl.evaluation.retrieval import (
+    CHUNK,
     RetrievalMetrics,
     chance,
     median_rank,
@@ -209,6 +211,17 @@ def test_products_are_plain_float32() -> None:
     assert set(seen) == {"highest"}
 
 
+def test_memory_is_that_of_a_chunk() -> None:
+    """Breaks if all similarities are held at once, or many times more than those of a chunk."""
+    image, text, pairs = unit(3_000, 4), unit(3_000, 4, seed=1), torch.arange(3_000)
+    for work in (
+        lambda: retrieval_ranks(image, text, pairs, pairs),
+        lambda: pairs_loss(image, text, torch.tensor(20.0)),
+    ):
+        highest, _ = allocated(work)
+        assert 4 * CHUNK < highest < 20 * CHUNK  # bytes; the whole matrix would take 100 million and more
+
+
 @pytest.mark.parametrize("chunk", [1, 25, 2**22])
 def test_the_loss_in_chunks_is_that_of_the_whole_matrix(chunk: int) -> None:
     """Breaks if a chunk's right logits are taken from the wrong diagonal."""
@@ -244,25 +257,6 @@ def test_chance_is_what_random_embeddings_reach() -> None:
     for k in (1, 5, 10):
         assert said[f"image_to_text_r{k}"] == pytest.approx(np.mean(np.array(first_ranks) <= k), abs=0.02)
     assert said["image_to_text_median_rank"] == np.median(first_ranks)
-
-
-@pytest.mark.slow
-def test_thousands_take_bounded_memory() -> None:
-    """Breaks if the whole matrix of similarities is held: 5k x 25k of them are 500 MB, and a process may have 100 MB more."""
-    program = (
-        "import resource, torch\n"
-        "from lightning_vl.evaluation.retrieval import retrieval_ranks\n"
-        "torch.set_num_threads(1)\n"
-        "queries, items = torch.randn(25_000, 64), torch.randn(5_000, 64)\n"
-        "pairs = torch.arange(25_000)\n"
-        "retrieval_ranks(queries[:10], items, pairs[:10], pairs[:10])\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "retrieval_ranks(queries, items, pairs, pairs // 5)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 100_000  # KiB: 52 MiB of them are a chunk
 
 
 @pytest.mark.parametrize(("n", "dim", "rows"), [(101, 64, 3), (50, 512, 7), (333, 32, 10)])

@@ -109,6 +109,14 @@ def digits(**settings: object) -> ZeroShot:
     return ZeroShot(**{"name": "digits", "source": source, "templates": PROMPTS, "names": NAMES, **settings})  # type: ignore[arg-type]
 
 
+def test_texts_that_are_too_long_are_said(encoder: DualEncoder, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if a class is told apart by half of its prompt, and nobody learns of it."""
+    encoder.texts(["a" * 30, "b"])
+    assert not capsys.readouterr().err
+    encoder.texts(["b", "a" * 31])
+    assert f"1 of 2 texts have more than 32 tokens and were cut, the first: {'a' * 31}" in capsys.readouterr().err
+
+
 # -- the classifier -----------------------------------------------------------------------------------------------------
 
 

@@ -114,7 +114,9 @@ def test_single_sentences_are_cut_at_the_end(first: str, second: str | None, exp
     """Breaks if the last [SEP] is cut off, or a text that just fits loses a word."""
     letters = {"a": A, "b": B, "c": C, "d": D}
     text = LabelledText("", " ".join(first), second, 0)
-    ids = TokenisedTexts([text], WordPiece(PIECES), 5).sample(0, np.random.default_rng(0))["token_ids"].tolist()
+    dataset = TokenisedTexts([text], WordPiece(PIECES), 5)
+    ids = dataset.sample(0, np.random.default_rng(0))["token_ids"].tolist()
+    assert dataset.cut == (first != "abc")
     if expected is None:  # a pair: two words are left, and the longer text has lost first
         assert ids == [CLS, A, SEP, A, SEP]
     else:
@@ -150,6 +152,19 @@ def test_a_text_without_words_is_no_sample(text: LabelledText) -> None:
         dataset.sample(1, rng)
     assert dataset.sample(0, rng)["token_ids"].tolist() == [CLS, A, SEP]
     assert dataset.sample(2, rng)["token_ids"].tolist() == [CLS, B, SEP]
+
+
+def test_texts_that_are_too_long_are_said(vocabulary: VocabularyFile, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if a network is tested on halves of texts, and nobody learns of it."""
+    said = []
+    for length in (5, 16):
+        data = SentenceData(Letters(), vocabulary, length, 8)
+        data.tokenizer = WordPiece(PIECES)
+        texts = data.dataset("test")
+        said.append(capsys.readouterr().err)
+        assert texts.cut == sum(len(text.first.split()) > length - 2 for text in texts.texts)
+    assert "texts have more than 5 tokens and were cut" in said[0]
+    assert said[1] == ""
 
 
 def test_texts_without_words_are_counted(vocabulary: VocabularyFile) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,6 +87,31 @@ def test_a_long_caption_keeps_its_end() -> None:
     """Breaks if the token that the text is read off at is cut away."""
     tokens = WordPiece(PIECES).sequence("red green blue circle square", 4)
     assert tokens == [2, 5, 6, 3]
+
+
+def test_captions_that_are_too_long_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if captions are cut unsaid, or those that just fit count as cut."""
+    tokenizer = WordPiece(PIECES)
+    assert tokenizer.fitted("red green", 4) == ([2, 5, 6, 3], False)
+    assert tokenizer.fitted("red green blue", 4) == ([2, 5, 6, 3], True)
+    rng = np.random.default_rng(0)
+
+    class Long(Pictures):
+        def images(self, split: Split) -> Sequence[CaptionedImage]:
+            return [CaptionedImage(f"{split}/{number}", ("red", "red green blue")) for number in range(6)]
+
+    data = CaptionData(Long(), TrainedVocabulary(40), 12, RandomSquareCrop(), 6, context_length=4)
+    data.tokenizer = tokenizer
+    data.datasets = {"train": data.dataset("train"), "test": data.dataset("test")}
+    for stage, said in (("train", "train: "), ("test", "test: 6 of 12 captions so far have more than 4 tokens")):
+        data.trainer = SimpleNamespace(state=SimpleNamespace(stage=stage))  # type: ignore[assignment]
+        for _ in range(2):
+            batch = data.collate([data.datasets[data.split].sample(index, rng) for index in range(6)])
+            assert "cut" not in data.on_before_batch_transfer(batch, 0)
+        assert said in capsys.readouterr().err
+    assert data.captions["test"] == [24, 12]
+    assert data.captions["train"][0] == 12
+    assert 0 < data.captions["train"][1] < 12
 
 
 def test_a_crop_is_a_square_of_the_shorter_side() -> None:

@@ -1,6 +1,5 @@
 """Images with captions in tar shards, as img2dataset and WebDataset write them: streamed, however many there are."""
 
-import glob
 import hashlib
 import io
 import json
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from lightning_vl.data.cache import built_once, cache_folder
 from lightning_vl.data.captions import CaptionedImage, StreamedCaptions, stated
 from lightning_vl.data.datasets.image_folder import decode_image
+from lightning_vl.data.datasets.shard_names import matching
 from lightning_vl.data.datasets.tar_headers import contents
 from lightning_vl.data.source import Split
 from lightning_vl.errors import CorruptSample, UserError
@@ -43,7 +43,7 @@ class CaptionShards(StreamedCaptions):
 
     Args:
         root: the folder of the shards.
-        train: pattern of the training shards' names relative to the root, or a list of patterns.
+        train: pattern of the training shards' names relative to the root (`*.tar`, `{00000..00331}.tar`), or a list of them.
         validation: the same of the validation shards; None for some of the training pairs.
         test: the same of the test shards; None for some of the training pairs.
         caption_key: where `.json` has the caption; by default the text of `.txt`, or else `caption` of `.json`.
@@ -214,11 +214,11 @@ class CaptionShards(StreamedCaptions):
     def _matching(self, patterns: Patterns) -> list[str]:
         names: set[str] = set()
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            found = glob.glob(pattern, root_dir=self.root, recursive=True)
-            if not found:
+            found, missing = matching(self.root, pattern)
+            if missing is not None:
                 raise UserError(
-                    f"there is no shard {os.path.join(self.root, pattern)}",
-                    "check the source's root and its patterns: * ? [0-9] and **, and a list for several of them",
+                    f"there is no shard {os.path.join(self.root, missing)}",
+                    "check the source's root and its patterns: * ? [0-9] ** and {000..123}, a list for several of them",
                 )
             names.update(found)
         return sorted(names)

@@ -22,9 +22,10 @@ FLAGS = "Flags"  # whose short names are codes of countries
 class Emoji(ListedCaptions):
     """`<root>/<style>/<code points>.png`, and `emoji.json`: name, short names and category of each emoji.
 
-    An emoji's captions are its name and, as words, those of its short names that no other emoji has. Training images are of one style; validation is emoji
-    of that style that are held out, so that a checkpoint is chosen by what it makes of things it has not seen. The test
-    images are all emoji in another style: most of these things were seen, their drawings were not.
+    An emoji's captions are its name and, as words, those of its short names that no other emoji has. Training images are of
+    one style; validation is emoji of that style that are held out, so that a checkpoint is chosen by what it makes of
+    things it has not seen. The test images are all emoji in another style: most of these things were seen, their drawings
+    were not.
 
     Args:
         root: the folder of `emoji.json` and the styles.

@@ -1,6 +1,5 @@
 """Images in tar shards, as WebDataset writes them."""
 
-import glob
 import io
 import json
 import os
@@ -13,6 +12,7 @@ import numpy as np
 
 from lightning_vl.data.datasets.image_folder import IMAGE_SUFFIXES, decode_image
 from lightning_vl.data.datasets.labels import class_indices, names_of
+from lightning_vl.data.datasets.shard_names import matching
 from lightning_vl.data.datasets.tables import check_classes, open_list
 from lightning_vl.data.source import ImageSource, LabelledImage, Split
 from lightning_vl.data.subset import hold_out
@@ -52,7 +52,7 @@ class ImageShards(ImageSource):
 
     Args:
         root: the folder of the shards.
-        train: pattern of the training shards' names, relative to the root.
+        train: pattern of the training shards' names, relative to the root: `train*.tar`, `train-{00000..00099}.tar`.
         test: pattern of the test shards' names.
         validation: pattern of the validation shards' names; None for a seeded share of the training images.
         label_key: where `.json` has the label.
@@ -136,13 +136,16 @@ class ImageShards(ImageSource):
     def _indexed(self) -> dict[Split, list[ShardedImage]]:
         indexed: dict[Split, list[ShardedImage]] = {}
         for split in ("train", "validation", "test"):
-            if self.patterns[split] is None:
+            pattern = self.patterns[split]
+            if pattern is None:
                 continue
-            shards = sorted(glob.glob(self._where(split)))
-            if not shards:
+            names, missing = matching(self.root, pattern)
+            if missing is not None:
                 raise UserError(
-                    f"there is no shard {self._where(split)}", "check the source's root and its patterns of names"
+                    f"there is no shard {os.path.join(self.root, missing)}",
+                    "check the source's root and its patterns of names",
                 )
+            shards = [os.path.join(self.root, name) for name in sorted(set(names))]
             indexed[split] = [image for shard in shards for image in self._index(shard)]
         return indexed
 

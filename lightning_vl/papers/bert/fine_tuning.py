@@ -25,6 +25,7 @@ from lightning_vl.papers.bert.convert import BertInitialisation
 from lightning_vl.papers.bert.model import BertClassifier, ClassifierOutput
 from lightning_vl.papers.bert.task import check_fit, check_vocabulary
 from lightning_vl.task import Task
+from lightning_vl.terminal import say
 
 SHORTEST = 5  # tokens of [CLS] A [SEP] B [SEP] with a word each
 
@@ -70,6 +71,9 @@ class TokenisedTexts:
         texts: the texts.
         tokenizer: their WordPieces.
         length: the most tokens of a sequence; longer ones are cut at the end, pairs where they are longer.
+
+    Attributes:
+        cut: how many texts were too long.
     """
 
     def __init__(self, texts: Sequence[LabelledText], tokenizer: WordPiece, length: int) -> None:
@@ -79,11 +83,14 @@ class TokenisedTexts:
         self.lengths = np.zeros(
             (len(texts), 2), np.int64
         )  # tokens of both segments; 0 where a text has none of its own
+        self.cut = 0
         line: list[np.ndarray] = []
         for row, (text, first) in enumerate(zip(texts, firsts, strict=True)):
             second = None if text.second is None else next(seconds)
             if not first or second == []:
                 continue
+            whole = len(first) + 2 if second is None else len(first) + len(second) + 3  # with [CLS] and [SEP]
+            self.cut += whole > length
             if second is None:
                 a, b = [tokenizer.cls, *first[: length - 2], tokenizer.sep], []
             else:
@@ -134,7 +141,8 @@ class SentenceData(TextData):
     Args:
         source: where the texts come from.
         vocabulary: the WordPieces, of the network that is fine-tuned; one that is trained needs a source of its own.
-        length: the most tokens of a sequence, [CLS] and [SEP] among them; longer ones are cut, see `TokenisedTexts`.
+        length: the most tokens of a sequence, [CLS] and [SEP] among them; longer ones are cut and counted, see
+            `TokenisedTexts`.
         batch_size: texts of one optimiser step, over all devices and accumulated micro-batches.
         evaluation_batch_size: texts of one forward pass in evaluation, on each device.
         workers: processes that read ahead, on each device; there is little to do for one.
@@ -170,8 +178,11 @@ class SentenceData(TextData):
         super().setup(stage)
 
     def dataset(self, split: Split) -> TokenisedTexts:
-        """The split's texts, tokenised."""
-        return TokenisedTexts(self.source.texts(split), self.tokenizer, self.length)
+        """The split's texts, tokenised; a line says how many were too long."""
+        texts = TokenisedTexts(self.source.texts(split), self.tokenizer, self.length)
+        if texts.cut:
+            say(f"{split}: {texts.cut:,} of {len(texts):,} texts have more than {self.length} tokens and were cut")
+        return texts
 
     def collate(self, samples: list[Sample]) -> Batch:
         """See `collate`."""

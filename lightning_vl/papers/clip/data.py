@@ -18,6 +18,7 @@ from lightning_vl.errors import CorruptSample, UserError
 from lightning_vl.evaluation.retrieval import chance
 from lightning_vl.nn.packing import Packing, pack
 from lightning_vl.papers.clip.search import FolderImages, ImageSearch
+from lightning_vl.terminal import say
 
 
 class CaptionBatch(TypedDict):
@@ -28,6 +29,7 @@ class CaptionBatch(TypedDict):
     packing: where they lie.
     image_of: int64 (n,), for each caption the number of its image in the batch; in training n = b.
     text: n captions as they are written; only in evaluation.
+    cut: how many of the captions were too long; the data module counts and removes it.
     id: b names.
     """
 
@@ -36,6 +38,7 @@ class CaptionBatch(TypedDict):
     packing: Packing
     image_of: Tensor
     text: NotRequired[list[str]]
+    cut: int
     id: list[str]
 
 
@@ -58,7 +61,7 @@ class CaptionTransform:
         self.augmentation = augmentation
 
     def __call__(self, image: CaptionedImage, pixels: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-        """`image` (c, h, w), `tokens` of one caption, `id`.
+        """`image` (c, h, w), `tokens` of one caption, `cut`, `id`.
 
         Raises:
             CorruptSample: there is no caption.
@@ -66,9 +69,11 @@ class CaptionTransform:
         if not image.captions:
             raise CorruptSample(image.id, "it has no caption")
         caption = image.captions[int(rng.integers(len(image.captions)))]
+        tokens, cut = self.tokenizer.fitted(caption, self.context_length)
         return {
             "image": self.augmentation(torch.from_numpy(pixels).permute(2, 0, 1), self.image_size, rng),
-            "tokens": [self.tokenizer.sequence(caption, self.context_length)],
+            "tokens": [tokens],
+            "cut": int(cut),
             "id": image.id,
         }
 
@@ -144,7 +149,7 @@ class EvaluationCaptions:
         return len(self.images)
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """`image` (c, h, w), `tokens` and `text` of each caption, `id`; nothing is drawn from `rng`.
+        """`image` (c, h, w), `tokens` and `text` of each caption, `cut`, `id`; nothing is drawn from `rng`.
 
         Raises:
             CorruptSample: the image cannot be decoded, or has no caption.
@@ -153,10 +158,12 @@ class EvaluationCaptions:
         if not image.captions:
             raise CorruptSample(image.id, "it has no caption")
         pixels = torch.from_numpy(self.source.read(self.split, index)).permute(2, 0, 1)
+        fitted = [self.tokenizer.fitted(caption, self.context_length) for caption in image.captions]
         return {
             "image": centre_square(pixels, self.image_size),
-            "tokens": [self.tokenizer.sequence(caption, self.context_length) for caption in image.captions],
+            "tokens": [tokens for tokens, _ in fitted],
             "text": image.captions,
+            "cut": sum(cut for _, cut in fitted),
             "id": image.id,
         }
 
@@ -170,6 +177,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> CaptionBatch:
         token_ids=torch.tensor([token for tokens in sequences for token in tokens]),
         packing=pack(torch.tensor([len(tokens) for tokens in sequences])),
         image_of=torch.repeat_interleave(torch.arange(len(samples)), counts),
+        cut=sum(sample["cut"] for sample in samples),
         id=[sample["id"] for sample in samples],
     )
     if "text" in samples[0]:
@@ -186,7 +194,7 @@ class CaptionData(DataModule):
         image_size: height and width for the network, px.
         augmentation: what is done to training images.
         batch_size: pairs of one optimiser step, over all devices and accumulated micro-batches.
-        context_length: most tokens of a caption, those that begin and end it included; longer ones are cut.
+        context_length: most tokens of a caption, those that begin and end it included; longer ones are cut and counted.
         evaluation_batch_size: images of one forward pass in evaluation, on each device.
         workers: processes that read ahead, on each device.
         max_corrupt: largest share of images that may turn out unreadable before the run stops.
@@ -218,6 +226,7 @@ class CaptionData(DataModule):
         self.context_length = context_length
         self.search = search
         self.tokenizer: TextTokenizer  # once it is set up
+        self.captions: dict[Split, list[int]] = {}  # how many were seen by this process, and how many of them were cut
 
     def setup(self, stage: str) -> None:
         """Finds or trains the vocabulary, then builds the splits."""
@@ -245,6 +254,23 @@ class CaptionData(DataModule):
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
         """See `collate`; pictures to be searched have no captions."""
         return dict(collate(samples)) if "tokens" in samples[0] else FolderImages.collate(samples)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Counts the captions that were cut, and says so at the first, tenth, hundredth, ..."""
+        batch = super().on_before_batch_transfer(batch, dataloader_idx)
+        cut = batch.pop("cut", 0)
+        if "token_ids" not in batch:
+            return batch
+        counts = self.captions.setdefault(self.split, [0, 0])
+        before = counts[1]
+        counts[0] += len(batch["image_of"])
+        counts[1] += cut
+        if len(str(counts[1])) > len(str(before)) or before == 0 < cut:
+            say(
+                f"{self.split}: {counts[1]:,} of {counts[0]:,} captions so far have more than {self.context_length} "
+                "tokens and were cut (data.init_args.context_length)"
+            )
+        return batch
 
     @property
     def preprocessing(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from lightning_vl.papers.clip.towers import (
     VisionTransformer,
 )
 
-LARGEST_SCALE = 100.0  # "to prevent training instability" (Sec. 2.5)
+LARGEST_SCALE = 100.0  # beyond it training became unstable (Sec. 2.5)
 
 
 class ClipOutput(NamedTuple):

@@ -92,6 +92,14 @@ def test_an_epoch_has_every_pair_once_in_a_seeded_order(root: Path) -> None:
         assert int(alone.read_in_order(0, 0, index)[1][0, 0, 0]) == first[index]
 
 
+def test_shards_are_named_as_webdataset_does(root: Path) -> None:
+    """Breaks if braces are taken for a part of the name, or a shard of the row may be missing."""
+    assert sorted(order(source(root, train="train/{00001..00002}.tar"))) == list(range(3, 26))
+    assert len(order(source(root, train=["train/{00000,00001}.tar", "train/0000[14].tar"]))) == 28
+    with pytest.raises(UserError, match=r"there is no shard .*train/00005\.tar"):
+        _ = source(root, train="train/{00003..00007}.tar").length
+
+
 def test_as_many_shards_as_asked_for_are_mixed(root: Path) -> None:
     """Breaks if samples of far more shards are open at a time, or of fewer are mixed."""
     shard_of = np.repeat(np.arange(5), [3, 15, 8, 9, 10])
