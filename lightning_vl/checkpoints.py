@@ -142,7 +142,9 @@ def read_plan(path: Path) -> Any:
             plan = _PlanReader(file).load()
         return plan.state_dict_metadata and plan.storage_data and plan
     except (OSError, EOFError, ValueError, AttributeError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path / PLAN} is missing or broken: {_first_line(error)}", "give another checkpoint") from error
+        raise UserError(
+            f"{path / PLAN} is missing or broken: {_first_line(error)}", "give another checkpoint"
+        ) from error
 
 
 def _parts(path: Path, plan: Any) -> Iterator[tuple[str, io.BytesIO]]:
@@ -177,7 +179,8 @@ def consolidate(path: Path) -> dict[str, Any]:
     Raises:
         UserError: incomplete or damaged, or it carries code.
     """
-    from torch.distributed.checkpoint import FileSystemReader, load
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     reason = damage(path)
     if reason:

@@ -113,7 +113,7 @@ def shard(task: nn.Module, net: nn.Module, mesh: DeviceMesh) -> None:
     scalars = {parameter for parameter in net.parameters() if parameter.ndim == 0}  # they cannot be cut
     for parameter in scalars:
         if parameter.requires_grad:
-            parameter.register_hook(_mean_over_processes)
+            parameter.register_hook(_mean_over_processes)  # type: ignore[no-untyped-call]
     for block in blocks(net):
         fully_shard(block, mesh=mesh)
     fully_shard(task, mesh=mesh, ignored_params=scalars)
@@ -139,7 +139,7 @@ def let_go(task: nn.Module) -> None:
         module.set_reshard_after_forward(module is not task, recurse=False)
 
 
-def _cut(task: nn.Module) -> Iterator[FSDPModule]:
+def _cut(task: nn.Module) -> Iterator[Any]:
     return (module for module in task.modules() if isinstance(module, FSDPModule))
 
 
