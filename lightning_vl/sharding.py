@@ -46,11 +46,11 @@ class FullySharded(ModelParallelStrategy):
         if self.sharded_checkpoints:
             return super().lightning_module_state_dict()
         assert self.lightning_module is not None
-        return _gathered(self.lightning_module.state_dict())
+        return gathered(self.lightning_module.state_dict())
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """The optimiser's state as one process has it; of a sharded checkpoint the shards."""
-        return super().optimizer_state(optimizer) if self.sharded_checkpoints else _gathered(optimizer.state_dict())
+        return super().optimizer_state(optimizer) if self.sharded_checkpoints else gathered(optimizer.state_dict())
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Writes beside the target and moves, as `WholeCheckpoints` does with files."""
@@ -165,7 +165,7 @@ def scale(gradients: list[Tensor], factor: Tensor) -> None:
 # --- states ---------------------------------------------------------------------------------------------------------
 
 
-def _gathered(state: Any) -> Any:
+def gathered(state: Any) -> Any:
     """The same on every process, without shards, in the CPU's memory."""
     state = tree_map_only(DTensor, lambda tensor: tensor.full_tensor(), state)
     return tree_map_only(Tensor, lambda tensor: tensor.detach().cpu().clone(), state)

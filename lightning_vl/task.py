@@ -19,7 +19,7 @@ from lightning_vl.errors import UserError
 from lightning_vl.evaluation.examples import Example
 from lightning_vl.execution import Execution
 from lightning_vl.optim import Schedule, parameter_groups
-from lightning_vl.sharding import FullySharded, hold_whole, is_cut, let_go, scale, shard, total_norm
+from lightning_vl.sharding import FullySharded, gathered, hold_whole, is_cut, let_go, scale, shard, total_norm
 from lightning_vl.terminal import say
 from lightning_vl.weights import Initialisation
 
@@ -96,12 +96,10 @@ class Task(lightning.LightningModule, ABC):
         """What comes after the steps has a network without shards, in the first process; all must ask for it."""
         if not is_cut(self):
             return
-        state = self.trainer.strategy.lightning_module_state_dict()
+        state = gathered(self.net.state_dict())
         if self._whole:
             net = self._whole.pop().to(self.device).eval()
-            net.load_state_dict(
-                {name.removeprefix("net."): tensor for name, tensor in state.items() if name.startswith("net.")}
-            )
+            net.load_state_dict(state)
             self.net = net
 
     @abstractmethod
