@@ -265,6 +265,13 @@ class Bench(LightningCLI):
             raise UserError(
                 " ".join(str(error).split())[:300], "change these values in the experiment's file"
             ) from error
+        except ModuleNotFoundError as error:
+            if "torch_xla" not in str(error):
+                raise
+            raise UserError(
+                "a TPU needs torch_xla, which is not installed",
+                "make an environment of its own on the TPU's machine: pip install --require-hashes -r requirements-tpu.txt",
+            ) from error
         self.model.seed = self.datamodule.seed = self.settings.seed_everything
         self.model.execution = self._get(self.config_init, "execution")
         self.model.network = yaml.safe_load(self._configuration)["model"]["init_args"]["net"]
