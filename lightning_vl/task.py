@@ -245,12 +245,15 @@ class Task(lightning.LightningModule, ABC):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Lightning's, but for gradients of which some lie in shards and some do not."""
-        if gradient_clip_val and is_cut(self) and gradient_clip_algorithm in (None, "norm"):
+        """Lightning's, which does not know gradients that partly lie in shards, nor bf16 with a fused optimiser."""
+        if not gradient_clip_val or gradient_clip_algorithm == "value" or self.trainer.precision == "16-mixed":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif is_cut(self):
             gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
             scale(gradients, (gradient_clip_val / (self._norm + 1e-6)).clamp(max=1.0))  # as torch does
         else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Says how the network is built, so that the file alone is enough to use it."""
