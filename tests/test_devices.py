@@ -259,6 +259,15 @@ def test_the_tpu_overlay_is_what_lightning_understands(monkeypatch: pytest.Monke
         parsed_trainer("tpu")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("overlay", ["bf16", "debug", "activation_checkpointing"])
+def test_overlays_for_any_machine_run(overlay: str, tmp_path: Path) -> None:
+    """Breaks if an overlay does not go with an experiment."""
+    words = ("-c", "experiments/vit_tiny.yaml", *TINY_IMAGES, "--trainer.max_steps=2", "--trainer.val_check_interval=2")
+    words += ("-c", f"experiments/overlays/{overlay}.yaml", "--trainer.accelerator=cpu", f"--run.root={tmp_path}")
+    assert verb("fit", *words, "--run.id=ID") == 0
+
+
 def parsed_trainer(overlay: str) -> lightning.Trainer:
     """The trainer of an experiment with an overlay."""
     files = ["-c", "experiments/vit_tiny.yaml", "-c", f"experiments/overlays/{overlay}.yaml"]
