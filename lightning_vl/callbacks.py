@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
+from lightning_vl.errors import UserError
 from lightning_vl.peak_rates import TERA, peak_rate
+from lightning_vl.sharding import load_weights
 from lightning_vl.terminal import say
 
 SECONDS_BETWEEN_LINES = 10.0  # of progress, where no terminal reads along
@@ -160,6 +162,80 @@ class StopOnSignal(Checkpoint):
         for number, handler in self.earlier.items():
             signal.signal(number, handler)
         self.earlier.clear()
+
+
+class MovingAverage(Callback):
+    """Validates, keeps and tests a moving average of the weights: average = decay average + (1 - decay) weights.
+
+    It is taken after every optimiser step, and begins with the weights as they are before the first. A checkpoint's
+    `state_dict` is the average; the weights that training goes on with lie beside it. Statistics of batch norm are averaged
+    too.
+
+    Args:
+        decay: how much of the average stays in a step, in [0, 1).
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"the decay of a moving average lies in [0, 1), not at {decay}")
+        self.decay = decay
+        self._average: list[Tensor] = []
+        self._step = 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """A run that goes on has its average from the checkpoint."""
+        if getattr(trainer.strategy, "sharded_checkpoints", False):
+            raise UserError(
+                "a moving average of the weights and sharded checkpoints do not go together",
+                "leave trainer.strategy.init_args.sharded_checkpoints at false",
+            )
+        self._step = trainer.global_step
+        if not self._average:
+            self._average = [tensor.detach().clone() for tensor in self._tensors(pl_module)]
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Takes a step of the average after a step of the optimiser."""
+        if trainer.global_step > self._step:
+            self._step = trainer.global_step
+            for average, tensor in zip(self._average, self._tensors(pl_module), strict=True):
+                average.lerp_(tensor, 1 - self.decay)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """The average is what is validated."""
+        self._swap(pl_module)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Training goes on with the weights."""
+        self._swap(pl_module)
+
+    @torch.no_grad()
+    def _swap(self, pl_module: Any) -> None:
+        for average, tensor in zip(self._average, self._tensors(pl_module), strict=bool(self._average)):
+            kept = tensor.detach().clone()
+            tensor.copy_(average)
+            average.copy_(kept)
+
+    @staticmethod
+    def _tensors(pl_module: Any) -> list[Tensor]:
+        """What is averaged: the network's parameters, and the buffers that are numbers."""
+        return [tensor for tensor in pl_module.net.state_dict(keep_vars=True).values() if tensor.is_floating_point()]
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """The average for whoever uses the network, the weights for the training that goes on."""
+        if self._average:
+            self._swap(pl_module)
+            checkpoint["trained_state_dict"] = checkpoint["state_dict"]
+            average = trainer.strategy.lightning_module_state_dict()
+            # those of one process are the tensors themselves
+            checkpoint["state_dict"] = {name: tensor.clone() for name, tensor in average.items()}
+            self._swap(pl_module)
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Training goes on with the weights; by now the network has the average."""
+        if trainer.state.fn == "fit" and "trained_state_dict" in checkpoint:
+            self._average = [tensor.detach().clone() for tensor in self._tensors(pl_module)]
+            load_weights(pl_module, checkpoint["trained_state_dict"])
 
 
 class Rates(NamedTuple):

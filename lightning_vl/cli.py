@@ -79,6 +79,7 @@ from lightning_vl.evaluation.paper_datasets import PaperDataset
 from lightning_vl.evaluation.transfer import TransferTask, check_tasks, run_all
 from lightning_vl.evaluation.zero_shot import ZeroShot, check_all
 from lightning_vl.evaluation.zero_shot import run_all as run_zero_shot
+from lightning_vl.execution import Execution
 from lightning_vl.loggers import METRICS, MetricsFile, WandbRun, choose_wandb_mode, last_validation
 from lightning_vl.papers.clip.data import CaptionData
 from lightning_vl.papers.clip.task import ClipTask
@@ -216,6 +217,7 @@ class Bench(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What an experiment's file says beside model, data and trainer."""
         parser.add_class_arguments(RunOptions, "run")
+        parser.add_class_arguments(Execution, "execution")
         parser.add_argument("--expected", type=list[Expected], default=[], help="What the metrics should come out at.")
         parser.add_argument(
             "--transfer",
@@ -265,7 +267,15 @@ class Bench(LightningCLI):
             raise UserError(
                 " ".join(str(error).split())[:300], "change these values in the experiment's file"
             ) from error
+        except ModuleNotFoundError as error:
+            if "torch_xla" not in str(error):
+                raise
+            raise UserError(
+                "a TPU needs torch_xla, which is not installed",
+                "make an environment of its own on the TPU's machine: pip install --require-hashes -r requirements-tpu.txt",
+            ) from error
         self.model.seed = self.datamodule.seed = self.settings.seed_everything
+        self.model.execution = self._get(self.config_init, "execution")
         self.model.network = yaml.safe_load(self._configuration)["model"]["init_args"]["net"]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -430,11 +440,13 @@ class Bench(LightningCLI):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
-    @rank_zero_only
     def _record(self, totals: dict[str, Any], validation: dict[str, float], checkpoint: Path) -> None:
         """Writes results.json and prints what came out next to what the file expects."""
         from lightning_vl.report.cost import static_cost
 
+        self.model.gather()
+        if not self.trainer.is_global_zero:
+            return
         metrics = {**validation, **{name: float(value) for name, value in self.trainer.callback_metrics.items()}}
         metrics |= {**self._transfer(), **self._zero_shot()}
         metrics = {name: value for name, value in metrics.items() if name != "step" and not name.startswith("train/")}
@@ -635,6 +647,7 @@ def quiet() -> None:
         r"(?s).*skip_none parameter was deprecated.*",
         r".*It is recommended to use `self.log.*sync_dist=True.*",  # the metrics have summed over ranks already
         r".*Total length of `DataLoader` across ranks is zero.*",  # a search by an index embeds no picture
+        r".*FSDP2-wrapped module .* returned a view tensor.*",  # nobody writes into a network's outputs
         r".*args parameter is intended to run from within Python.*",
     ):
         warnings.filterwarnings("ignore", pattern)

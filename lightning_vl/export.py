@@ -100,14 +100,14 @@ def export(run: Path, checkpoint: str, out: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from lightning_vl.checkpoints import load_whole
+    from lightning_vl.checkpoints import consolidate, is_sharded, load_whole
     from lightning_vl.weights import DESCRIPTION, MODEL, state_dict
 
     if out.exists():
         raise UserError(f"{out} exists already", "name another folder, or remove this one")
     config = _configuration(run)
     path = _checkpoint(run, checkpoint)
-    content = load_whole(path)
+    content = consolidate(path) if is_sharded(path) else load_whole(path)
     # the format has no tensors that share their memory
     weights = {name: tensor.contiguous().clone() for name, tensor in state_dict(content, str(path)).items()}
     description, vocabulary = _description(content, path)
@@ -269,7 +269,7 @@ def _protocol(
     task, trainer = config["model"]["init_args"], config["trainer"]
     git = results.get("git") or {}
     dirty = "with changes that were not committed" if git.get("dirty") else "without changes"
-    averaged = "averaging_state" in content  # Lightning's WeightAveraging then keeps the average as the weights
+    averaged = "trained_state_dict" in content  # the weights are then the average, see MovingAverage
     parameters = (results.get("model") or {}).get("parameters")
     rows = {
         "experiment": f"`{config['run'].get('experiment')}`",

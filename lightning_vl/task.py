@@ -1,5 +1,6 @@
 """`Task`: the training, validation and test steps that every paper shares."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,9 @@ from lightning_vl.data.module import DataModule
 from lightning_vl.data.stream import Batch
 from lightning_vl.errors import UserError
 from lightning_vl.evaluation.examples import Example
+from lightning_vl.execution import Execution
 from lightning_vl.optim import Schedule, parameter_groups
+from lightning_vl.sharding import FullySharded, gathered, hold_whole, is_cut, let_go, scale, shard, total_norm
 from lightning_vl.terminal import say
 from lightning_vl.weights import Initialisation
 
@@ -61,6 +64,9 @@ class Task(lightning.LightningModule, ABC):
         self.from_weights = True  # whether setup begins with them: the command says no where a checkpoint is given
         self.seed = 0  # the run's seed: set by the command before the run starts
         self.network: dict[str, Any] | None = None  # class_path and init_args of the network, likewise
+        self.execution = Execution()  # how the network is carried out, likewise
+        self._arranged = False
+        self._whole: list[Any] = []  # the network as it was before it was cut into shards
 
     def setup(self, stage: str) -> None:
         """The network starts from other weights, unless a checkpoint of its own is given; an evaluation needs all of them."""
@@ -74,6 +80,27 @@ class Task(lightning.LightningModule, ABC):
                 f"no checkpoint is given, and {report.path} has no {', '.join(report.fresh[:4])}",
                 "name a checkpoint, --ckpt_path runs/<experiment>/<id>/checkpoints/best.ckpt, or weights that have all",
             )
+
+    def configure_model(self) -> None:
+        """The network is arranged as `execution` says, and cut into shards where the strategy wants that: once."""
+        if self._arranged:
+            return
+        self._arranged = True
+        if isinstance(self.trainer.strategy, FullySharded) and self.global_rank == 0:
+            self._whole = [copy.deepcopy(self.net)]
+        self.execution.apply(self.net)
+        if isinstance(self.trainer.strategy, FullySharded):
+            shard(self, self.net, self.device_mesh["data_parallel"])  # type: ignore[index]
+
+    def gather(self) -> None:
+        """What comes after the steps has a network without shards, in the first process; all must ask for it."""
+        if not is_cut(self):
+            return
+        state = gathered(self.net.state_dict())
+        if self._whole:
+            net = self._whole.pop().to(self.device).eval()
+            net.load_state_dict(state)
+            self.net = net
 
     @abstractmethod
     def losses(self, batch: Batch, outputs: Any) -> dict[str, Tensor]:
@@ -139,6 +166,18 @@ class Task(lightning.LightningModule, ABC):
         """A batch's samples and predictions as a person sees them; none by default."""
         return []
 
+    def on_validation_start(self) -> None:
+        """Processes evaluate by themselves: the weights are gathered before."""
+        hold_whole(self)
+
+    def on_test_start(self) -> None:
+        """Likewise."""
+        hold_whole(self)
+
+    def on_predict_start(self) -> None:
+        """Likewise."""
+        hold_whole(self)
+
     def _evaluate(self, prefix: str, batch: Batch) -> Any:
         if not batch["id"]:  # nothing of this batch could be read
             return None
@@ -165,6 +204,7 @@ class Task(lightning.LightningModule, ABC):
         values = {"loss": mean_loss.compute(), **metric.compute()}  # sums over ranks, however unevenly they share
         metric.reset()
         mean_loss.reset()
+        let_go(self)
         self.log_dict(
             {name if "/" in name else f"{prefix}/{name}": value for name, value in values.items()},
             prog_bar=prefix == "val",
@@ -189,7 +229,8 @@ class Task(lightning.LightningModule, ABC):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Stops on gradients that are not finite, before they reach the weights."""
         gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = total_norm(gradients) if is_cut(self) else torch.nn.utils.get_total_norm(gradients)
+        self._norm = norm
         if not torch.isfinite(norm) and self.trainer.precision != "16-mixed":  # float16 has its own scaler for this
             raise UserError(
                 f"the gradient is not finite at step {self.global_step} for {_names({'id': self._ids})}",
@@ -197,6 +238,22 @@ class Task(lightning.LightningModule, ABC):
             )
         if self._is_written_down:
             self.log("train/gradient_norm", norm)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Lightning's, which does not know gradients that partly lie in shards, nor bf16 with a fused optimiser."""
+        if not gradient_clip_val or gradient_clip_algorithm == "value" or self.trainer.precision == "16-mixed":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif is_cut(self):
+            gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
+            scale(gradients, (gradient_clip_val / (self._norm + 1e-6)).clamp(max=1.0))  # as torch does
+        else:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Says how the network is built, so that the file alone is enough to use it."""

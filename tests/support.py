@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,3 +257,63 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> No
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         time.sleep(0.02)
     raise AssertionError(f"step {step} was not reached")
+
+
+def two_ranks(folder: Path, *arguments: str, before: Callable[[], None] | None = None, ranks: int = 2) -> list[int]:
+    """The command on two processes of this machine, as torchrun would start them: their exit codes.
+
+    They are forked from this one, which has imported everything already.
+
+    Args:
+        folder: for what they print, in rank0.txt and rank1.txt.
+        arguments: of the command, --run.id among them.
+        before: called in each process first.
+        ranks: or on another number.
+    """
+    import multiprocessing
+
+    from lightning_vl.__main__ import main
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def rank(number: int) -> None:
+        out = os.open(folder / f"rank{number}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+        os.environ |= {
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "GROUP_RANK": "0",
+            "GROUP_WORLD_SIZE": "1",
+        }
+        os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
+        if before is not None:
+            before()
+        code = 1
+        try:
+            code = main(arguments)
+        except SystemExit as error:
+            code = int(error.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=rank, args=(number,)) for number in range(ranks)]
+    for process in processes:
+        process.start()
+    codes = []
+    for process in processes:
+        process.join(600)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        codes.append(process.exitcode if process.exitcode is not None else 1)
+    return codes

@@ -293,7 +293,7 @@ def make_source(class_path: str, root: Path, heads: dict[str, int]) -> list[str]
 def test_an_overlay_says_only_how_and_where(file: str) -> None:
     """Breaks if an overlay changes the science: only these keys may stand in one."""
     overlay = yaml.safe_load((ROOT / file).read_text())
-    allowed = {"trainer", "checkpoint_last", "run", "data"}
+    allowed = {"trainer", "checkpoint_last", "run", "data", "execution"}
     assert overlay.keys() <= allowed, "an overlay holds how and where to run"
     how = {
         "accelerator", "devices", "num_nodes", "strategy", "precision", "log_every_n_steps", "profiler",

@@ -159,16 +159,14 @@ def test_an_unfinished_run_can_be_exported(tmp_path: Path) -> None:
 
 def test_averaged_weights_are_exported_where_they_are_what_is_tested(tmp_path: Path) -> None:
     """Breaks if a run with a moving average gives away the raw weights, or the card does not tell."""
-    averaging = (
-        "--trainer.callbacks=[{class_path: lightning.pytorch.callbacks.EMAWeightAveraging, init_args: {decay: 0.5}}]"
-    )
+    averaging = "--trainer.callbacks=[{class_path: MovingAverage, init_args: {decay: 0.5}}]"
     short = ("--trainer.max_steps=3", "--trainer.val_check_interval=3", f"--run.root={tmp_path}", "--run.id=ID")
     assert verb("fit", "-c", "experiments/vit_tiny.yaml", *tiny("vit_tiny"), *short, averaging) == 0
     export(tmp_path / "vit_tiny" / "ID", "best", tmp_path / "out")
     saved = torch.load(tmp_path / "vit_tiny" / "ID" / "checkpoints" / "best.ckpt", weights_only=True)
     exported = load_file(tmp_path / "out" / "model.safetensors")
     same(exported, {name: saved["state_dict"][f"net.{name}"] for name in exported})
-    assert not torch.equal(exported["embedding.weight"], saved["current_model_state"]["net.embedding.weight"])
+    assert not torch.equal(exported["embedding.weight"], saved["trained_state_dict"]["net.embedding.weight"])
     assert "| weights | the moving average over training |" in (tmp_path / "out" / "README.md").read_text()
 
 

@@ -146,3 +146,35 @@ def test_vectors_and_learned_tokens_do_not_decay(task: ViViTTask) -> None:
     assert {"spatial_class_token", "temporal_positions", "head.bias"} <= spared_names
     assert all(parameter.ndim >= 2 for parameter in decay["params"])
     assert len(decay["params"]) + len(spared["params"]) == len(list(task.net.parameters()))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_whatever_the_precision(precision: str, tmp_path: Path) -> None:
+    """Breaks if a norm above the limit reaches the weights, or bf16 refuses to clip for a fused optimiser."""
+    experiment = build([EXPERIMENT], SMALL)
+    norms: list[torch.Tensor] = []
+
+    class Look(lightning.Callback):
+        def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            gradients = [p.grad for p in pl_module.net.parameters() if p.grad is not None]
+            if gradients:
+                norms.append(torch.nn.utils.get_total_norm(gradients))
+
+    assert experiment.task.optimizer(experiment.task.parameters()).defaults["fused"]
+    trainer = lightning.Trainer(
+        max_steps=2,
+        accelerator="cpu",
+        precision=precision,  # type: ignore[arg-type]
+        gradient_clip_val=0.01,
+        callbacks=[Look()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+        use_distributed_sampler=False,
+        check_val_every_n_epoch=None,
+        val_check_interval=10,
+    )
+    trainer.fit(experiment.task, datamodule=experiment.data)
+    assert norms
+    assert float(norms[-1]) == pytest.approx(0.01, rel=1e-3)
