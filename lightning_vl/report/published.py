@@ -218,9 +218,7 @@ def _commands_of(sweep: Sweep) -> dict[tuple[str, str], str]:
     commands = {}
     for task in tasks(sweep):
         words = task.words(task.after.folder.with_name("ID") / "checkpoints" / "best.ckpt" if task.after else None)
-        overrides = shlex.join(
-            words[7:-1]
-        )  # after fit -c FILE --seed_everything SEED --run.id ID, before the sweep's tag
+        overrides = shlex.join(words[8:])  # after fit -c FILE --seed_everything SEED --run.id ID and the sweep's tag
         commands[task.experiment, task.folder.name] = f"{_command_of(task.experiment)} {overrides}".strip()
     return commands
 

@@ -153,7 +153,7 @@ def _task(sweep: Sweep, file: str, metric: str, seed: int, end: str, overrides: 
         value=None,
         metric=metric,
         # the tag is what W&B's dashboards of the sweep find its runs by
-        arguments=("fit", "-c", file, "--seed_everything", str(seed), "--run.id", id, *overrides, _tag(sweep)),
+        arguments=("fit", "-c", file, "--seed_everything", str(seed), "--run.id", id, _tag(sweep), *overrides),
         folder=Path("runs", name, id),
         log=sweep_folder(sweep) / "logs" / f"{name}-{end}.log",
         inputs=json.dumps([content, seed, overrides], sort_keys=True, default=str),
