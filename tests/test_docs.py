@@ -16,8 +16,9 @@ import yaml
 from support import ROOT, tiny, verb
 
 import lightning_vl
+from lightning_vl import doctor, export
 from lightning_vl.__main__ import USAGE, VERBS
-from lightning_vl.report import compare, drawing, experiments_page, profile, sweep
+from lightning_vl.report import compare, dashboards, drawing, experiments_page, profile, sweep
 from lightning_vl.report.family import check_family, read_sweep
 
 NOT_OURS = {".git", ".venv", "runs", "build", "dist", "__pycache__", "lightning_vl.egg-info"}
@@ -26,7 +27,8 @@ HEADERS = sorted((ROOT / "experiments").rglob("*.yaml"))
 TEXT = {".md", ".py", ".yaml", ".yml", ".toml", ".txt", ".cff", ".html", ".sh", ".json", ""}
 COMMAND = re.compile(r"python -m (lightning_vl[\w.]*)(?: ([^`\n]*))?")
 ANY = "experiments/vivit_fact_encoder.yaml"
-REPORTS = {"profile": profile, "compare": compare, "sweep": sweep, "figure": drawing}
+REPORTS = {"profile": profile, "compare": compare, "sweep": sweep, "figure": drawing, "wandb": dashboards}
+REPORTS |= {"doctor": doctor, "export": export}
 
 
 def own_files() -> list[Path]:
@@ -106,7 +108,9 @@ def test_commands_in_documents_parse(
             parser.parse_args(words)
         return
     options, given = REPORTS[words[0]]._parser().parse_known_args(words[1:])
-    assert not given or words[0] == "sweep", f"{place}: {command}"
+    assert not given or words[0] in ("sweep", "doctor"), f"{place}: {command}"
+    if given and words[0] == "doctor":
+        parser.parse_args(["fit", "-c", str(options.experiment), *given])
     if words[0] == "sweep":
         assert sweep.as_overrides(given) is not None
         family = read_sweep(options.file)

@@ -4,6 +4,7 @@ import ast
 import importlib
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -184,13 +185,9 @@ def test_the_search_opens_from_disk(site: Path) -> None:
 
 def test_every_source_is_documented() -> None:
     """Breaks if a class that reads data is added and the data pages do not speak of it."""
-    sys.path.insert(0, str(ROOT))
-    try:
-        import mkdocs_hooks
-    finally:
-        sys.path.remove(str(ROOT))
+    hooks = runpy.run_path(str(ROOT / "mkdocs_hooks.py"))
     files = [*ROOT.glob("lightning_vl/data/datasets/*.py"), *ROOT.glob("lightning_vl/data/synthetic/*.py")]
-    classes = [node.name for file in files for node in mkdocs_hooks.source_classes(file)]
+    classes = [node.name for file in files for node in hooks["source_classes"](file)]
     assert len(classes) > 35
     text = "\n".join(path.read_text() for path in HERE)
     assert not [name for name in classes if f"`{name}`" not in text]
@@ -222,6 +219,15 @@ def test_quoted_errors_are_the_codes() -> None:
     assert len(quoted) > 20
     known = messages()
     assert not [line for line in quoted if not any(pattern.fullmatch(line) for pattern in known)]
+    source = "\n".join(file.read_text() for file in (ROOT / "lightning_vl").rglob("*.py"))
+    for said in (
+        "going on from",
+        " is finished",
+        "cannot agree on a new run's name",
+        "W&B logs offline; `python -m lightning_vl wandb sync` sends it later",
+    ):
+        assert said in text
+        assert said in source
 
 
 @pytest.mark.slow
