@@ -243,19 +243,34 @@ def results(prefixes: str) -> str:
         stem = row["experiment"].split()[0]
         if stem.startswith(tuple(prefixes.split())) and (file := experiment(stem)):
             name = link(file, stem) + row["experiment"].removeprefix(stem)
-            numbers = f"{row['measured']} (n = {row['n']})"
-            rows.append([name, row["data"], row["metric"], numbers, row["baselines"], row["paper"]])
+            numbers = re.sub(
+                " ([±=]) ", "\u00a0\\1\u00a0", f"{row['measured']} (n = {row['n']})"
+            )  # not cut at a line's end
+            rows.append([name, row["data"], row["metric"], numbers, baselines_of(row), row["paper"]])
     done = {row["experiment"].split()[0] for row in measured}
     for recipe in sorted((ROOT / "experiments" / "paper").glob("*.yaml")):
         if recipe.stem.startswith(tuple(prefixes.split())) and recipe.stem not in done:
             path = recipe.relative_to(ROOT).as_posix()
-            for value in yaml.safe_load(recipe.read_text()).get("expected", []):
-                if value["kind"] == "paper":
-                    paper = f"{100 * value['value']:.1f} ({value['source']})"
-                    rows.append(
-                        [link(path, recipe.stem), "the paper's", f"{value['metric']} (%)", "not run", "-", paper]
-                    )
+            expected = yaml.safe_load(recipe.read_text()).get("expected", [])
+            for metric, number in in_few_rows([value for value in expected if value["kind"] == "paper"]):
+                rows.append([link(path, recipe.stem), "the paper's", metric, "not run", "-", number])
     return table(["experiment", "data", "metric", "ours", "without learning", "paper"], rows)
+
+
+def baselines_of(row: dict[str, str]) -> str:
+    """Those of the row's metric: RESULTS.md has the others."""
+    last = row["metric"].removesuffix(" (%)").rpartition("_")[2].rpartition("/")[2]
+    fitting = [entry for entry in row["baselines"].split(", ") if entry.split()[0].rpartition("_")[2] == last]
+    return ", ".join(fitting) or "-"
+
+
+def in_few_rows(values: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Metric and printed number of each; many of one table, as of CLIP's data sets, are one row."""
+    if len(values) < 5:
+        return [(f"{value['metric']} (%)", f"{100 * value['value']:.1f} ({value['source']})") for value in values]
+    numbers = ", ".join(f"{value['metric'].split('/')[1]} {100 * value['value']:.1f}" for value in values)
+    sources = ", ".join(dict.fromkeys(value["source"] for value in values))
+    return [("zero-shot, by each set's own metric (%)", f"{numbers} ({sources})")]
 
 
 def recipes(paths: str) -> str:
