@@ -309,11 +309,14 @@ def _cure(readiness: Readiness) -> str:
         case "not given":
             return f"give it: --{need.key} {need.what}"
         case "to be made":
-            return f"first: python -m lightning_vl fit -c experiments/{Path(need.what).parts[1]}.yaml"
+            name = Path(need.what).parts[1]
+            file = next(EXPERIMENTS.rglob(f"{name}.yaml"), EXPERIMENTS / f"{name}.yaml")
+            return f"first: python -m lightning_vl fit -c {file.as_posix()}"
         case "download":
             return "it is downloaded when the run starts"
         case _:
-            return f"put it there, or give another: --{need.key} PATH; docs/data.md says what belongs in it"
+            what = "; docs/data.md says what belongs in it" if need.key.endswith("root") else ""
+            return f"put it there, or give another: --{need.key} PATH{what}"
 
 
 def _show_findings(title: str, findings: Sequence[Finding], console: "Console") -> None:

@@ -115,6 +115,16 @@ def test_a_wrong_key_is_a_mistake_not_ready(workplace: Path, capsys: pytest.Capt
     assert verb("doctor", "--root", "DATA") == 2
 
 
+def test_a_run_that_is_still_to_be_made_is_named(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if the command that makes what is lacking names a file that is not there."""
+    (workplace / "experiments" / "real" / "mine.yaml").write_text(
+        "model: {init_args: {init_from: {class_path: ViTInitialisation, "
+        "init_args: {path: runs/vit_cifar10/*/checkpoints/best.ckpt}}}}\n"
+    )
+    assert verb("doctor", "experiments/real/mine.yaml") == 1
+    assert "first: python -m lightning_vl fit -c experiments/real/vit_cifar10.yaml" in capsys.readouterr().out
+
+
 def test_a_sweep_by_itself(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks if a sweep is read as an experiment, which needs nothing."""
     monkeypatch.chdir(ROOT)
