@@ -4,11 +4,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support import ROOT
-from test_experiments import EMBEDDED, PAPER, REAL, SWEEPS, given_by_the_user
+from support import ROOT, given_by_the_user
 
 from lightning_vl.errors import UserError
 from lightning_vl.needs import classes, look_at, look_at_sweep, parameters
+
+EMBEDDED, REAL, PAPER, SWEEPS = (
+    sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "experiments" / folder).glob("*.yaml"))
+    for folder in (".", "real", "paper", "sweeps")
+)
 
 
 @pytest.fixture(autouse=True)
