@@ -1,4 +1,4 @@
-"""What the site needs beyond mkdocs: pages that lie elsewhere in the repository, links into the code, formulas, tables.
+"""What the site needs beyond mkdocs: pages that lie elsewhere in the repository, notebooks, links into the code, formulas, tables.
 
 The same Markdown is read in the repository and on the site, so it has no macros. Links are those of the repository: one to a
 page leads to its place on the site, one to any other file to a copy of it, with numbered lines. The name of a class or
@@ -7,12 +7,12 @@ HTML comments, which the repository does not show, stand where the site has tabl
 
     <!-- results: bert -->                     expected, measured and the paper's, of experiments of a name
     <!-- recipes: FILE FILE -->                the keys in which experiments differ, side by side
-    <!-- section: README.md, The ten systems -->    a section of another page
     <!-- sources -->                           every source class of data, its arguments and who uses it
 """
 
 import ast
 import html
+import json
 import posixpath
 import re
 import textwrap
@@ -34,19 +34,10 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parent
 WIDE = {"published.md", "experiments.md"}  # tables need the room of the list of pages
 PICTURES = {".png", ".svg", ".jpg", ".gif"}
-LEXERS = {
-    ".py": "python",
-    ".yaml": "yaml",
-    ".yml": "yaml",
-    ".sh": "bash",
-    ".sbatch": "bash",
-    ".json": "json",
-    ".html": "html",
-}
-LEXERS |= {".toml": "toml"}
+LANGUAGES = {"yml": "yaml", "sbatch": "sh", "": "text"}  # others are called as the files end
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 QUOTE = re.compile(r"^```python\n# (lightning_vl/\S+\.py)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
-COMMENT = re.compile(r"^<!-- (results|recipes|section|sources)(?:: (.*?))? -->$", flags=re.MULTILINE)
+COMMENT = re.compile(r"^<!-- (results|recipes|sources)(?:: (.*?))? -->$", flags=re.MULTILINE)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', flags=re.DOTALL)
 
 places: dict[str, str] = {}  # file of the repository: page of the site
@@ -65,10 +56,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     places.clear()
     own = (file.src_uri for file in files if (ROOT / "docs" / file.src_uri).exists())  # the theme has files, too
     places.update({f"docs/{uri}": uri for uri in own})
-    for page, path in config.extra["pages"].items():
-        if (ROOT / path).exists():
-            files.append(File.generated(config, page, content=(ROOT / path).read_text()))
-            places[path] = page
+    notebooks = {f"notebooks/{file.stem}.md": f"notebooks/{file.name}" for file in ROOT.glob("notebooks/*.ipynb")}
+    for page, path in {**config.extra["pages"], **notebooks}.items():
+        files.append(File.generated(config, page, content=text_of(path)))
+        places[path] = page
     for path in sorted(linked()):
         if (ROOT / path).suffix in PICTURES:
             files.append(File.generated(config, f"source/{path}", content=(ROOT / path).read_bytes()))
@@ -96,6 +87,15 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     lines = set(re.findall(r'id="(__codelineno-[\d-]+)"', html))
     page.present_anchor_ids = (page.present_anchor_ids or set()) | lines
     return FORMULA.sub(lambda match: formula(match[2], "block" if match[1] == "div" else "inline"), html)
+
+
+def text_of(path: str) -> str:
+    """A page's file as Markdown: a notebook's cells one after the other."""
+    text = (ROOT / path).read_text()
+    if not path.endswith(".ipynb"):
+        return text
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
+    return "\n\n".join(source if kind == "markdown" else f"```python\n{source}\n```" for kind, source in cells)
 
 
 def anchor(title: str, separator: str) -> str:
@@ -162,7 +162,7 @@ def linked() -> set[str]:
     for path, place in places.items():
         if place.endswith(".md") and not place.startswith("source/"):
             open_page[0] = path
-            text = COMMENT.sub(lambda match: TABLES[match[1]](match[2] or ""), (ROOT / path).read_text())
+            text = COMMENT.sub(lambda match: TABLES[match[1]](match[2] or ""), text_of(path))
             found |= {repository_path(target.partition("#")[0]) for target in LINK.findall(text)}
             found |= {match[1] for match in QUOTE.finditer(text)}
     return {path for path in found if path not in places and (ROOT / path).exists() and not path.startswith("..")}
@@ -174,7 +174,8 @@ def copy(path: str) -> str:
     if (ROOT / path).is_dir():
         names = sorted(file.name for file in (ROOT / path).iterdir() if file.name[0] not in "._")
         return top + "".join(f"- `{name}`\n" for name in names)
-    language = LEXERS.get((ROOT / path).suffix, "text")
+    suffix = (ROOT / path).suffix.removeprefix(".")
+    language = LANGUAGES.get(suffix, suffix)
     return f'{top}~~~~~~ {{.{language} linenums="1"}}\n{(ROOT / path).read_text()}\n~~~~~~\n'
 
 
@@ -242,19 +243,34 @@ def results(prefixes: str) -> str:
         stem = row["experiment"].split()[0]
         if stem.startswith(tuple(prefixes.split())) and (file := experiment(stem)):
             name = link(file, stem) + row["experiment"].removeprefix(stem)
-            numbers = f"{row['measured']} (n = {row['n']})"
-            rows.append([name, row["data"], row["metric"], numbers, row["baselines"], row["paper"]])
+            numbers = re.sub(
+                " ([±=]) ", "\u00a0\\1\u00a0", f"{row['measured']} (n = {row['n']})"
+            )  # not cut at a line's end
+            rows.append([name, row["data"], row["metric"], numbers, baselines_of(row), row["paper"]])
     done = {row["experiment"].split()[0] for row in measured}
     for recipe in sorted((ROOT / "experiments" / "paper").glob("*.yaml")):
         if recipe.stem.startswith(tuple(prefixes.split())) and recipe.stem not in done:
             path = recipe.relative_to(ROOT).as_posix()
-            for value in yaml.safe_load(recipe.read_text()).get("expected", []):
-                if value["kind"] == "paper":
-                    paper = f"{100 * value['value']:.1f} ({value['source']})"
-                    rows.append(
-                        [link(path, recipe.stem), "the paper's", f"{value['metric']} (%)", "not run", "-", paper]
-                    )
+            expected = yaml.safe_load(recipe.read_text()).get("expected", [])
+            for metric, number in in_few_rows([value for value in expected if value["kind"] == "paper"]):
+                rows.append([link(path, recipe.stem), "the paper's", metric, "not run", "-", number])
     return table(["experiment", "data", "metric", "ours", "without learning", "paper"], rows)
+
+
+def baselines_of(row: dict[str, str]) -> str:
+    """Those of the row's metric: RESULTS.md has the others."""
+    last = row["metric"].removesuffix(" (%)").rpartition("_")[2].rpartition("/")[2]
+    fitting = [entry for entry in row["baselines"].split(", ") if entry.split()[0].rpartition("_")[2] == last]
+    return ", ".join(fitting) or "-"
+
+
+def in_few_rows(values: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Metric and printed number of each; many of one table, as of CLIP's data sets, are one row."""
+    if len(values) < 5:
+        return [(f"{value['metric']} (%)", f"{100 * value['value']:.1f} ({value['source']})") for value in values]
+    numbers = ", ".join(f"{value['metric'].split('/')[1]} {100 * value['value']:.1f}" for value in values)
+    sources = ", ".join(dict.fromkeys(value["source"] for value in values))
+    return [("zero-shot, by each set's own metric (%)", f"{numbers} ({sources})")]
 
 
 def recipes(paths: str) -> str:
@@ -285,17 +301,6 @@ def experiment(stem: str) -> str | None:
     return found[0].relative_to(ROOT).as_posix() if found else None
 
 
-def section(place: str) -> str:
-    """A section of another page, without its heading; its links are made this page's."""
-    path, _, title = place.partition(", ")
-    text = (ROOT / path).read_text().partition(f"\n## {title}\n")[2]
-    if not text:
-        raise PluginError(f"{open_page[0]} shows a section that {path} does not have: {title}")
-    top = posixpath.dirname(path)
-    text = re.split(r"\n## ", text)[0].strip()
-    return re.sub(r"\]\((?![a-z]+:)([^()#\s]+)", lambda match: link(posixpath.join(top, match[1]), "")[1:-1], text)
-
-
 def sources(_: str) -> str:
     """Every source class: what it reads, its arguments with their defaults, and the experiments that use it."""
     parts = []
@@ -312,19 +317,9 @@ def source_classes(file: Path) -> Iterator[ast.ClassDef]:
     """The public classes of a file that an experiment can name as its data."""
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, ast.ClassDef) and node.name[0] != "_":
-            bases = {ast.unparse(base) for base in node.bases}
-            abstract = any(
-                "abstractmethod" in ast.unparse(d)
-                for f in node.body
-                if isinstance(f, ast.FunctionDef)
-                for d in f.decorator_list
-            )
-            if (
-                bases
-                and not bases & {"ABC", "NamedTuple"}
-                and not abstract
-                and re.search(r"(Source|Captions|Videos|Classes|Scenes|Scattered)$", " ".join(bases))
-            ):
+            bases = " ".join(map(ast.unparse, node.bases))
+            is_source = re.search(r"(Source|Captions|Videos|Classes|Scenes|Scattered)$", bases)
+            if is_source and "ABC" not in bases and "@abstractmethod" not in ast.unparse(node):
                 yield node
 
 
@@ -357,4 +352,4 @@ def users() -> dict[str, list[str]]:
     return found
 
 
-TABLES = {"results": results, "recipes": recipes, "section": section, "sources": sources}
+TABLES = {"results": results, "recipes": recipes, "sources": sources}

@@ -1,6 +1,7 @@
 """``python -m lightning_vl doctor``: what this machine has, and what each experiment needs and whether it is there.
 
-What is known at once is said at once: torch is imported for the devices alone, experiments are read as text.
+What is known at once is said at once: torch is imported for the devices, the rest of the package for the experiments. One
+experiment by itself is also built, so that what its file says is checked as `fit` would.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,7 @@ import lightning_vl
 from lightning_vl.data.cache import cache_folder
 from lightning_vl.errors import UserError
 from lightning_vl.needs import EXPERIMENTS, Readiness, look_at, look_at_sweep
+from lightning_vl.report.results import read_yaml
 from lightning_vl.wandb_mode import find_wandb_mode
 
 if TYPE_CHECKING:
@@ -62,10 +65,17 @@ class Finding:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the verb; gives the exit code: 0, or 1 if something is broken."""
+    """Runs the verb.
+
+    Returns:
+        Exit code: 0, or 1 where something is broken, or missing for the one experiment.
+
+    Raises:
+        UserError: the experiment's file is wrong.
+    """
     arguments, overrides = _parser().parse_known_args(argv)
     if arguments.experiment:
-        return _one(look_at(arguments.experiment, overrides), arguments.json)
+        return _one(arguments.experiment, overrides, arguments.json)
     if overrides:
         raise UserError(
             f"doctor does not know {overrides[0]}", "give an experiment's file before its keys; see doctor --help"
@@ -108,31 +118,26 @@ def devices() -> Iterator[Finding]:
 
 def _packages() -> Finding:
     """Installed versions against the lock's, and what cannot be done without."""
-    from packaging.requirements import Requirement
-
-    installed = {
-        distribution.name.lower().replace("_", "-"): distribution.version
-        for distribution in importlib.metadata.distributions()
-        if distribution.name
-    }
-    cure = f"pip install --require-hashes -r {LOCK.name}"
+    installed = {_plain(found.name): found.version for found in importlib.metadata.distributions() if found.name}
     if not LOCK.is_file():  # installed from a wheel
         return Finding("packages", "note", f"{len(installed)} are installed; there is no lock to hold them against")
-    lines = [line.split("\\")[0].strip() for line in LOCK.read_text().splitlines() if line[:1].isalnum()]
-    locked = [entry for entry in map(Requirement, lines) if not entry.marker or entry.marker.evaluate()]
-    names = {entry.name.lower().replace("_", "-"): str(entry.specifier).removeprefix("==") for entry in locked}
+    cure = f"pip install --require-hashes -r {LOCK.name}"
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    broken = [name for name in (Requirement(text).name for text in needed) if name not in installed]
+    broken = [name for name in (re.split(r"[^\w.-]", text)[0] for text in needed) if _plain(name) not in installed]
     if broken:
         return Finding("packages", "broken", f"not installed: {_listed(broken)}", cure)
-    missing = [name for name in names if name not in installed]
-    other = [f"{name} {installed[name]}" for name, version in names.items() if installed.get(name, version) != version]
-    equal = f"{len(names) - len(missing) - len(other)} of {len(names)} as in {LOCK.name}"
-    if not missing and not other:
-        return Finding("packages", "ok", equal)
-    differs = [f"other versions: {_listed(other)}"] if other else []
-    lacks = [f"not installed: {_listed(missing)}"] if missing else []
-    return Finding("packages", "note", "; ".join([equal, *differs, *lacks]), cure)
+    locked: dict[str, list[str]] = {}  # a package may have a version for each kind of machine
+    for name, version in re.findall(r"^([\w.-]+)==([\w.!+-]+)", LOCK.read_text(), flags=re.MULTILINE):
+        locked.setdefault(_plain(name), []).append(version)
+    same = [name for name in locked if installed.get(name) in locked[name]]
+    other = [f"{name} {installed[name]}" for name in locked if name in installed and name not in same]
+    if other:
+        return Finding("packages", "note", f"other versions than in {LOCK.name}: {_listed(other)}", cure)
+    return Finding("packages", "ok", f"{len(same)}, with the versions of {LOCK.name}")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _disk(name: str, folder: Path) -> Finding:
@@ -148,6 +153,8 @@ def _disk(name: str, folder: Path) -> Finding:
 
 
 def _wandb() -> Finding:
+    if not importlib.util.find_spec("wandb"):
+        return Finding("wandb", "broken", "it is not installed", "pip install wandb")
     try:
         mode = find_wandb_mode()
     except UserError as error:
@@ -212,22 +219,25 @@ def _all(as_json: bool) -> int:
         findings[title] = list(found())
         if not as_json:
             _show_findings(title, findings[title], console)
-    chapters = {folder: _chapter(folder) for folder in CHAPTERS}
-    accelerators = {finding.name for finding in findings["devices"] if finding.state == "ok"}
     broken = [finding for group in findings.values() for finding in group if finding.state == "broken"]
-    broken += [_failing(readiness) for readiness in chapters["."] if readiness.state in ("missing", "not given")]
+    chapters: dict[str, list[Readiness]] = {}
+    importable = all(finding.state != "broken" for finding in findings["devices"] if finding.name == "torch")
+    for folder in CHAPTERS if importable else ():
+        chapters[folder], unreadable = _chapter(folder)
+        broken += unreadable
     if as_json:
         content: dict[str, Any] = {title: list(map(dataclasses.asdict, group)) for title, group in findings.items()}
         content["experiments"] = [_as_json(readiness) for group in chapters.values() for readiness in group]
         content["broken"] = list(map(dataclasses.asdict, broken))
         print(json.dumps(content, indent=2))
         return 1 if broken else 0
+    accelerators = {finding.name for finding in findings["devices"] if finding.state == "ok"}
     for folder, group in chapters.items():
         if group and folder == "overlays":
             _show_overlays(group, accelerators, console)
         elif group:
             _show_experiments(CHAPTERS[folder], group, console)
-    if not any(chapters.values()):
+    if importable and not any(chapters.values()):
         console.print("no experiments here: run it in the folder that has experiments/", style="yellow")
     for finding in broken:
         console.print(f"broken: {finding.name}: {finding.text}\n  {finding.cure}", style="red", highlight=False)
@@ -236,21 +246,28 @@ def _all(as_json: bool) -> int:
     return 1 if broken else 0
 
 
-def _chapter(folder: str) -> list[Readiness]:
+def _chapter(folder: str) -> tuple[list[Readiness], list[Finding]]:
+    """What the files of a folder need, and those that cannot be read."""
     read = look_at_sweep if folder == "sweeps" else look_at
-    return [read(file) for file in sorted((EXPERIMENTS / folder).glob("*.yaml"))]
+    found, unreadable = [], []
+    for file in sorted((EXPERIMENTS / folder).glob("*.yaml")):
+        try:
+            found.append(read(file))
+        except UserError as error:
+            unreadable.append(Finding(file.stem, "broken", error.what, error.how))
+    return found, unreadable
 
 
-def _failing(readiness: Readiness) -> Finding:
-    return Finding(readiness.file.stem, "broken", str(readiness.lacks[0]), f"see the header of {readiness.file}")
-
-
-def _one(readiness: Readiness, as_json: bool) -> int:
-    """Looks at one experiment; the exit code is 1 where something is missing."""
+def _one(file: Path, overrides: Sequence[str], as_json: bool) -> int:
+    """Looks at one experiment, and builds it if it has what it needs."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    is_sweep = file.is_file() and "experiments" in (read_yaml(file) or {})
+    readiness = look_at_sweep(file) if is_sweep else look_at(file, overrides)
+    if not readiness.lacks and readiness.is_experiment:
+        _build(file, overrides)
     if as_json:
         print(json.dumps(_as_json(readiness), indent=2))
         return 1 if readiness.lacks else 0
@@ -271,6 +288,16 @@ def _one(readiness: Readiness, as_json: bool) -> int:
     return 1 if readiness.lacks else 0
 
 
+def _build(file: Path, overrides: Sequence[str]) -> None:
+    """Finds keys, classes and values that are wrong; takes no memory for the network."""
+    import torch
+
+    from lightning_vl.cli import build
+
+    with torch.device("meta"):
+        build([str(file)], overrides)
+
+
 def _verdict(readiness: Readiness) -> str:
     return "ready" if readiness.state == "ready" else f"not ready, {readiness.state}"
 
@@ -282,11 +309,14 @@ def _cure(readiness: Readiness) -> str:
         case "not given":
             return f"give it: --{need.key} {need.what}"
         case "to be made":
-            return f"first: python -m lightning_vl fit -c experiments/{Path(need.what).parts[1]}.yaml"
+            name = Path(need.what).parts[1]
+            file = next(EXPERIMENTS.rglob(f"{name}.yaml"), EXPERIMENTS / f"{name}.yaml")
+            return f"first: python -m lightning_vl fit -c {file.as_posix()}"
         case "download":
             return "it is downloaded when the run starts"
         case _:
-            return f"put it there, or give another: --{need.key} PATH; docs/data.md says what belongs in it"
+            what = "; docs/data.md says what belongs in it" if need.key.endswith("root") else ""
+            return f"put it there, or give another: --{need.key} PATH{what}"
 
 
 def _show_findings(title: str, findings: Sequence[Finding], console: "Console") -> None:
@@ -331,8 +361,6 @@ def _short(text: str) -> str:
 
 def _show_overlays(group: Sequence[Readiness], accelerators: set[str], console: "Console") -> None:
     from rich.text import Text
-
-    from lightning_vl.report.results import read_yaml
 
     wanted = {readiness.file.stem: _accelerator(read_yaml(readiness.file)) for readiness in group}
     ready = [name for name, kind in wanted.items() if kind in (None, *accelerators)]

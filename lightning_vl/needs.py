@@ -1,13 +1,14 @@
 """What an experiment's file needs beyond this package: data, weights, packages, devices; and whether it is there.
 
-Read from the YAML and from the constructors of the classes that it names, as text: nothing is imported, built or opened,
-so that all files are looked at within a second. What is inside a folder of data is checked when a run starts.
+Read from the YAML and from the constructors of the classes that it names: nothing is built or opened. What is inside a folder
+of data is checked when a run starts.
 """
 
-import ast
 import importlib.util
+import inspect
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,8 +16,8 @@ from glob import glob
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning_vl
 from lightning_vl.errors import UserError
+from lightning_vl.report.family import CHECKPOINT, read_sweep
 from lightning_vl.report.results import read_yaml
 
 State = Literal["there", "not given", "missing", "to be made", "download"]
@@ -24,7 +25,6 @@ EXPERIMENTS = Path("experiments")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FILES = re.compile(r"[\w.*/-]+\.(csv|json|jsonl|tsv|txt|tar|token|npz|parquet)")
 PACKAGES = {"ClipVocabulary": "open_clip"}  # classes that read a file of a package where they are given no path
-GIVEN_LATER = re.compile(r"CHECKPOINT")  # a sweep puts the path of a run's checkpoint there
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Need:
     Attributes:
         key: the dotted key that says it, as on the command line.
         what: the path, the name on the hub, or what the key would have to say.
-        state: whether it is there. `to be made`: another experiment of this package makes it; `download`: it is on the hub.
+        state: whether it is there. `to be made`: a run of another experiment makes it; `download`: it is on the hub, and the
+            run fetches what is not in the hub's own cache.
         optional: a run passes over it where it is missing.
     """
 
@@ -64,11 +65,13 @@ class Readiness:
         file: its path.
         needs: all that it needs, there or not.
         hardware: what its header says of the hardware; empty where it says nothing.
+        is_experiment: it can be run by itself: no sweep, overlay or list of tasks.
     """
 
     file: Path
     needs: tuple[Need, ...]
     hardware: str
+    is_experiment: bool
 
     @property
     def lacks(self) -> list[Need]:
@@ -100,53 +103,52 @@ def look_at(file: Path, overrides: Sequence[str] = ()) -> Readiness:
     for key, value in _pairs(overrides):
         _put(config, key.split("."), value)
     found = {need.key: need for need in _walk(config, "")}
-    return Readiness(file, tuple(found.values()), _hardware(file))
+    return Readiness(file, tuple(found.values()), _hardware(file), is_experiment="model" in config)
 
 
 def look_at_sweep(file: Path) -> Readiness:
-    """What the experiments of a sweep need, together; what they start from, the sweep makes itself."""
-    sweep = read_yaml(file)
-    files = [*sweep["experiments"], *(then["experiment"] for then in sweep.get("then", []))]
-    each = [look_at(Path(other), sweep.get("overrides", [])) for other in files if not sweep.get("core_days")]
-    given = {key for then in sweep.get("then", []) for key in then["start"]}
+    """What the experiments of a sweep need, together; what they start from, the sweep makes itself.
+
+    Raises:
+        UserError: the file is no sweep, or one of its experiments cannot be read.
+    """
+    sweep = read_sweep(file)
+    files = [] if sweep.core_days else [*sweep.experiments, *(then.experiment for then in sweep.then)]
+    given = tuple(key for then in sweep.then for key in then.start)
     needs = {
         (need.key, need.what): need
-        for experiment in each
-        for need in experiment.needs
-        if not any(need.key.startswith(key) for key in given)
+        for each in files
+        for need in look_at(Path(each), sweep.overrides).needs
+        if not need.key.startswith(given)
     }
-    return Readiness(file, tuple(needs.values()), _hardware(file))
+    return Readiness(file, tuple(needs.values()), _hardware(file), is_experiment=False)
 
 
 @cache
-def constructors() -> dict[str, dict[str, Any]]:
-    """Class of this package to its constructor's parameters and their defaults; `...` stands for none."""
-    classes: dict[str, ast.ClassDef] = {}
-    for path in sorted(Path(lightning_vl.__file__).parent.rglob("*.py")):
-        for node in ast.parse(path.read_bytes()).body:
-            if isinstance(node, ast.ClassDef):
-                classes[node.name] = node
-    return {name: _parameters(name, classes) for name in classes}
+def classes() -> dict[str, list[type]]:
+    """The classes of this package by the short names that experiments call them by."""
+    import lightning_vl.cli  # noqa: F401  # imports all that an experiment may name
+
+    found: dict[str, list[type]] = {}
+    for name, module in sorted(sys.modules.items()):
+        for cls in vars(module).values() if name.startswith("lightning_vl.") else ():
+            if inspect.isclass(cls) and cls.__module__ == name:
+                found.setdefault(cls.__name__, []).append(cls)
+    return found
 
 
-def _parameters(name: str, classes: Mapping[str, ast.ClassDef]) -> dict[str, Any]:
-    """Its own, or those of the first base class that has any."""
-    node = classes.get(name)
-    if node is None:
-        return {}
-    for item in node.body:
-        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            names = [argument.arg for argument in item.args.args[1:]]
-            defaults = [_constant(default) for default in item.args.defaults]
-            return dict(zip(names, [...] * (len(names) - len(defaults)) + defaults, strict=True))
-    if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
-        fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
-        return {ast.unparse(field.target): ... if field.value is None else _constant(field.value) for field in fields}
-    return next((found for base in node.bases if (found := _parameters(ast.unparse(base), classes))), {})
+def parameters(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the constructor of a class takes, and its defaults; `...` stands for none.
 
-
-def _constant(node: ast.expr) -> Any:
-    return node.value if isinstance(node, ast.Constant) else None
+    Args:
+        name: of a class of this package; others take nothing that is looked for here.
+        given: its arguments in the file. Of several classes of a name it is the one that takes them.
+    """
+    for cls in classes().get(name, ()):
+        taken = inspect.signature(cls).parameters
+        if given.keys() <= taken.keys():
+            return {key: ... if each.default is each.empty else each.default for key, each in taken.items()}
+    return {}
 
 
 def _walk(node: Any, key: str) -> Iterator[Need]:
@@ -156,14 +158,15 @@ def _walk(node: Any, key: str) -> Iterator[Need]:
             yield from _walk(item, f"{key}[{number}]")
     elif isinstance(node, dict):
         if isinstance(node.get("class_path"), str):
-            yield from _needs(node["class_path"].rpartition(".")[2], node.get("init_args") or {}, key)
+            given = node.get("init_args")
+            yield from _needs(node["class_path"].rpartition(".")[2], given if isinstance(given, dict) else {}, key)
         dot = f"{key}." if key else ""
         for name, item in node.items():
             yield from _walk(item, f"{dot}{name}")
 
 
 def _needs(name: str, given: Mapping[str, Any], key: str) -> Iterator[Need]:
-    parameters = constructors().get(name, {})
+    taken = parameters(name, given)
     optional = key.startswith("zero_shot")
     if name == "PaperDataset" and not given.get("root"):
         yield Need(key, str(given.get("name")), "download", optional)
@@ -175,35 +178,27 @@ def _needs(name: str, given: Mapping[str, Any], key: str) -> Iterator[Need]:
             "FILE" if not found else f"the file of {PACKAGES[name]}",
             "there" if found else "not given",
         )
-    for parameter, default in parameters.items():
+    for parameter, default in taken.items():
         value = given.get(parameter, default)
         where = f"{key}.init_args.{parameter}"
         if parameter in ("root", "path") and value is ...:
             yield Need(where, "DATA" if parameter == "root" else "FILE", "not given", optional)
         elif parameter in ("root", "path") and isinstance(value, str):
-            yield Need(where, value, _state(value, may_be_on_hub=parameter == "path"), optional)
+            yield Need(where, value, _state(value, may_be_on_hub="Hub" in name), optional)
     root = given.get("root")
     if isinstance(root, str) and _state(root, may_be_on_hub=False) == "there":
-        for parameter, default in parameters.items():
+        for parameter, default in taken.items():
             value = given.get(parameter, default)
             if isinstance(value, str) and FILES.fullmatch(value) and not glob(os.path.join(root, value)):
                 yield Need(f"{key}.init_args.{parameter}", os.path.join(root, value), "missing", optional)
 
 
 def _state(path: str, may_be_on_hub: bool) -> State:
-    if GIVEN_LATER.search(path) or glob(os.path.expanduser(path)):
+    if CHECKPOINT in path or glob(os.path.expanduser(path)):
         return "there"
     if path.startswith("runs/"):
         return "to be made"
-    if may_be_on_hub and HUB_ID.fullmatch(path) and not Path(path).suffix:
-        return "there" if _in_hub_cache(path) else "download"
-    return "missing"
-
-
-def _in_hub_cache(name: str) -> bool:
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    folder = os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")
-    return Path(folder, f"datasets--{name.replace('/', '--')}", "snapshots").expanduser().is_dir()
+    return "download" if may_be_on_hub and HUB_ID.fullmatch(path) else "missing"
 
 
 def _pairs(words: Sequence[str]) -> list[tuple[str, Any]]:
@@ -230,7 +225,7 @@ def _put(node: dict[str, Any], parts: list[str], value: Any) -> None:
         node = node.setdefault("init_args", {})
     if not rest:
         node[first] = value
-        if isinstance(value, str) and value in constructors():
+        if isinstance(value, str) and value in classes():
             node[first] = {"class_path": value}
         return
     if not isinstance(node.get(first), dict):

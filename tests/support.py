@@ -133,6 +133,35 @@ def tiny(file: str) -> tuple[str, ...]:
     return TINY_TEXT if stem.startswith("bert_") else TINY_IMAGES if stem.startswith(("vit_", "bit_")) else TINY
 
 
+def given_by_the_user(file: str) -> list[str]:
+    """What an experiment's file leaves to the command line: where the data is, and the weights to start from."""
+    if Path(file).parent.name == "experiments":  # on embedded data
+        return []
+    import yaml
+
+    recipe = yaml.safe_load((ROOT / file).read_text())
+    start = ["--model.init_args.init_from.init_args.path=/weights.ckpt"]
+    if (recipe["model"]["init_args"].get("init_from") or {}).get("class_path") == "TowerInitialisation":
+        start = [
+            f"--model.init_args.init_from.init_args.{tower}.init_args.path=/{tower}.pt" for tower in ("image", "text")
+        ]
+    source = recipe["data"]["init_args"]["source"]
+    root = "--data.init_args.source.init_args.root=/data"
+    if source["class_path"] == "InMemory":
+        root = root.replace("source.init_args", "source.init_args.source.init_args")
+    if source["class_path"] in ("JoinedDocuments", "JoinedCaptions", "DrawnScenes") or "path" in source.get(
+        "init_args", {}
+    ):
+        root = ""  # a set of the hub has its name, joined ones have theirs, and scenes are drawn
+    vocabulary = recipe["data"]["init_args"].get("vocabulary", {"class_path": "TrainedVocabulary"})["class_path"]
+    given = vocabulary in ("VocabularyFile", "CheckpointVocabulary")
+    return [
+        *([root] if root else []),
+        *(["--data.init_args.vocabulary.init_args.path=/vocab.txt"] if given else []),
+        *(start if recipe["model"]["init_args"].get("init_from") else []),
+    ]
+
+
 def verb(*arguments: str) -> int:
     """The command in this process: the exit code."""
     from lightning_vl.__main__ import main

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from support import ROOT, SHRUNK, SHRUNK_BERT, SHRUNK_CLIP, SHRUNK_VIT, tiny, verb
+from support import ROOT, SHRUNK, SHRUNK_BERT, SHRUNK_CLIP, SHRUNK_VIT, given_by_the_user, tiny, verb
 
 from lightning_vl.cli import build
 from lightning_vl.papers.clip.model import CLIP
@@ -27,7 +27,6 @@ FEW_SHAPES = (
     "--zero_shot=[{name: shapes, source: {class_path: SceneShapes, init_args: {test_images: 64}}, "
     "templates: {class_path: BareName}}]"
 )
-ROOT_GIVEN = "--data.init_args.source.init_args.root=/data"
 
 
 @pytest.fixture(autouse=True)
@@ -42,33 +41,6 @@ def test_there_are_experiments() -> None:
     assert len(PAPER) >= 8
     assert len(REAL) >= 5
     assert SWEEPS
-
-
-def given_by_the_user(file: str) -> list[str]:
-    """What an experiment's file leaves to the command line: where the data is, and the weights to start from."""
-    if file in EMBEDDED:
-        return []
-    recipe = yaml.safe_load((ROOT / file).read_text())
-    start = ["--model.init_args.init_from.init_args.path=/weights.ckpt"]
-    if (recipe["model"]["init_args"].get("init_from") or {}).get("class_path") == "TowerInitialisation":
-        start = [
-            f"--model.init_args.init_from.init_args.{tower}.init_args.path=/{tower}.pt" for tower in ("image", "text")
-        ]
-    source = recipe["data"]["init_args"]["source"]
-    root = ROOT_GIVEN
-    if source["class_path"] == "InMemory":
-        root = root.replace("source.init_args", "source.init_args.source.init_args")
-    if source["class_path"] in ("JoinedDocuments", "JoinedCaptions", "DrawnScenes") or "path" in source.get(
-        "init_args", {}
-    ):
-        root = ""  # a set of the hub has its name, joined ones have theirs, and scenes are drawn
-    vocabulary = recipe["data"]["init_args"].get("vocabulary", {"class_path": "TrainedVocabulary"})["class_path"]
-    given = vocabulary in ("VocabularyFile", "CheckpointVocabulary")
-    return [
-        *([root] if root else []),
-        *(["--data.init_args.vocabulary.init_args.path=/vocab.txt"] if given else []),
-        *(start if recipe["model"]["init_args"].get("init_from") else []),
-    ]
 
 
 # Sec. 6.3 of the paper's figures: K400 head, exact
