@@ -112,7 +112,8 @@ def test_what_is_edited_later_changes_nothing_of_what_was_submitted(cluster: Pat
     words = done.stdout.split("\0")
     assert words[0] == "-c"
     assert (cluster / words[1]).read_bytes() == before
-    assert words[2:] == ["--seed_everything", "0", "--run.id", "short-seed0", "--trainer.max_steps=4", ""]
+    run = ["--seed_everything", "0", "--run.id", "short-seed0", '--run.tags=["short"]']
+    assert words[2:] == [*run, "--trainer.max_steps=4", ""]
     digests = json.loads((cluster / "runs" / "sweeps" / "short" / "runs.json").read_text())
     assert list(digests) == [f"{NAMES[1]}-seed0"]
 
