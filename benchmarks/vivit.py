@@ -41,7 +41,6 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import VivitConfig, VivitForVideoClassification
 
-from lightning_vl.callbacks import Progress, Throughput
 from lightning_vl.cli import quiet
 from lightning_vl.data.augmentation import TrainingTransform
 from lightning_vl.data.datasets.video_folder import VideoFolder
@@ -63,8 +62,10 @@ from lightning_vl.papers.vivit.model import (
     ViViT,
 )
 from lightning_vl.papers.vivit.task import ViViTTask
+from lightning_vl.progress import Progress
 from lightning_vl.report.cost import static_cost
 from lightning_vl.run import device_name
+from lightning_vl.throughput import Throughput
 
 Row = dict[str, Any]
 

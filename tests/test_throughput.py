@@ -12,11 +12,11 @@ from support import ROOT, Command, tiny, verb
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from lightning_vl.callbacks import ForwardOperations, Throughput, Work, count_tokens
 from lightning_vl.cli import build
 from lightning_vl.data.stream import Key, KeyedDataset
 from lightning_vl.nn.packing import pack
 from lightning_vl.report.cost import count_operations, static_cost
+from lightning_vl.throughput import ForwardOperations, Throughput, Work, count_tokens
 
 SHORT = ("--trainer.max_steps=4", "--trainer.val_check_interval=4", "--trainer.log_every_n_steps=2", "--run.id=ID")
 

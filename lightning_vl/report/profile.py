@@ -109,7 +109,7 @@ def build_network(file: str) -> "torch.nn.Module":
 
     import jsonargparse
 
-    from lightning_vl.cli import ALLOWED, Parser, check_yaml
+    from lightning_vl.parser import ALLOWED, Parser, check_yaml
     from lightning_vl.task import Task
 
     check_yaml(Path(file))
