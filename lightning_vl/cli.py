@@ -82,7 +82,7 @@ from lightning_vl.papers.clip.data import CaptionData
 from lightning_vl.papers.clip.task import ClipTask
 from lightning_vl.parser import ALLOWED, Parser, check_yaml
 from lightning_vl.progress import Progress
-from lightning_vl.report.family import HOW
+from lightning_vl.report.family import HOW, differences_outside
 from lightning_vl.run import (
     CONFIG,
     RESULTS,
@@ -363,7 +363,7 @@ class Bench(LightningCLI):
         text = self._configuration
         path = self.folder / CONFIG
         if path.exists():
-            differing = science_differs(yaml.safe_load(path.read_text()), yaml.safe_load(text))
+            differing = differences_outside(HOW, yaml.safe_load(path.read_text()), yaml.safe_load(text))
             if differing:
                 raise UserError(
                     f"{self.folder} holds a run with another {', '.join(differing[:5])}",
@@ -448,20 +448,6 @@ class Bench(LightningCLI):
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, self.trainer.global_step)
         return metrics
-
-
-def science_differs(one: Any, other: Any, prefix: str = "") -> list[str]:
-    """Keys in which two configurations differ, those of `HOW` left out."""
-    if prefix and any(prefix == key or prefix.startswith(key + ".") for key in HOW):
-        return []
-    if isinstance(one, dict) and isinstance(other, dict):
-        keys = [*one, *(key for key in other if key not in one)]
-        return [
-            key
-            for name in keys
-            for key in science_differs(one.get(name), other.get(name), f"{prefix}.{name}" if prefix else name)
-        ]
-    return [] if one == other else [prefix]
 
 
 def show(results: dict[str, Any]) -> None:

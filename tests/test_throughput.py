@@ -179,15 +179,12 @@ def test_rates_are_of_all_devices_and_their_peak() -> None:
 
 
 def test_totals_go_on_over_a_restart() -> None:
-    """Breaks if a resumed run counts from its restart, or a run begun before tokens were counted cannot go on."""
+    """Breaks if a resumed run counts from its restart."""
     before = Throughput()
     before.total = Work(64, 640, 3e12, 2.0, 0.5)
     after = Throughput()
     after.load_state_dict(before.state_dict())
     assert after.total == before.total
-    old = {"seconds": 3.0, "samples_seen": 64, "training_seconds": 2.0, "waiting_seconds": 0.5}
-    after.load_state_dict(old)
-    assert after.total == Work(64, 0, 0.0, 2.0, 0.5)
     assert math.isclose(after.summary(torch.device("cpu"))["samples_per_second"], 32.0)
 
 

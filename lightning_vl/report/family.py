@@ -291,8 +291,12 @@ def check_family(files: Sequence[str | Path], differ_only_in: Sequence[str]) -> 
 
 def undeclared(one: Any, other: Any, differ_only_in: Sequence[str] = ()) -> list[str]:
     """The dotted keys in which two configurations differ, but for those declared and :data:`NOT_SCIENCE`."""
-    declared = (*NOT_SCIENCE, *differ_only_in)
-    return [key for key in differences(one, other) if not any(_is_under(key, prefix) for prefix in declared)]
+    return differences_outside((*NOT_SCIENCE, *differ_only_in), one, other)
+
+
+def differences_outside(allowed: Sequence[str], one: Any, other: Any) -> list[str]:
+    """The dotted keys in which two configurations differ, without these and all below them."""
+    return [key for key in differences(one, other) if not any(_is_under(key, prefix) for prefix in allowed)]
 
 
 def differences(one: Any, other: Any, prefix: str = "") -> list[str]:
