@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -346,3 +347,31 @@ def two_ranks(folder: Path, *arguments: str, before: Callable[[], None] | None =
             process.join()
         codes.append(process.exitcode if process.exitcode is not None else 1)
     return codes
+
+
+def batches(experiment: str, number: int, size: int = 8) -> tuple[Any, list[Any]]:
+    """An experiment's task and the first training batches of its data, on the device as they would be."""
+    from lightning_vl.cli import build
+    from lightning_vl.data.stream import Key, KeyedDataset
+
+    made = build([str(ROOT / "experiments" / f"{experiment}.yaml")], tiny(experiment))
+    made.data.setup("fit")
+    keyed = KeyedDataset(made.data.datasets["train"], made.data.collate, 0, replace_corrupt=True)
+    found = []
+    for first in range(0, number * size, size):
+        batch = keyed.__getitems__([Key(0, index) for index in range(first, first + size)])
+        found.append(made.data.on_after_batch_transfer(batch, 0))
+    return made.task, found
+
+
+def allocated(work: Callable[[], object]) -> tuple[int, int]:
+    """Bytes held at once while something works, at the most and in the end, beyond those held before."""
+    import torch
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = work()
+    results = profiler.profiler.kineto_results
+    changes = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
+    held = list(accumulate(change for _, change in changes))
+    del kept
+    return max(held), held[-1]

@@ -6,7 +6,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from test_task import EXPERIMENT, SMALL
+from support import ROOT, TINY
 
 from lightning_vl.callbacks import MovingAverage
 from lightning_vl.cli import build
@@ -34,7 +34,7 @@ class Look(lightning.Callback):
 
 def test_the_average_is_validated_and_saved_and_training_goes_on_with_the_weights(tmp_path: Path) -> None:
     """Breaks if another average than the equation's is validated, or training goes on with it."""
-    experiment, look = build([EXPERIMENT], SMALL), Look()
+    experiment, look = build([str(ROOT / "experiments/vivit_fact_encoder.yaml")], TINY), Look()
     trainer = lightning.Trainer(
         max_steps=4,
         accelerator="cpu",

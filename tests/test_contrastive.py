@@ -2,12 +2,11 @@
 
 import importlib.util
 import math
-from collections.abc import Callable
-from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
+from support import allocated
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -216,17 +215,6 @@ def test_no_tensor_is_larger_than_a_block(loss: type[Contrastive]) -> None:
             loss(rows)(*outputs, across=False).backward()
         sizes[rows] = largest.numbers
     assert sizes == {block: block * number, None: number * number}
-
-
-def allocated(work: Callable[[], object]) -> tuple[int, int]:
-    """Bytes held at once while something works, at the most and in the end, beyond those held before."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        kept = work()
-    results = profiler.profiler.kineto_results
-    changes = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
-    held = list(accumulate(change for _, change in changes))
-    del kept
-    return max(held), held[-1]
 
 
 @pytest.mark.parametrize("loss", LOSSES)

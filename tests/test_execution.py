@@ -8,8 +8,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from support import ROOT, same, tiny, verb
-from test_throughput import batches
+from support import ROOT, batches, same, tiny, verb
 
 from lightning_vl.cli import build
 from lightning_vl.errors import UserError

@@ -84,7 +84,7 @@ def imported(folder: str) -> set[str]:
                 names |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names.add(node.module.split(".")[0])
-    return names - sys.stdlib_module_names - {"lightning_vl", "support", "timing"}
+    return names - sys.stdlib_module_names - {"lightning_vl", "support", "timing", "wandb_server"}
 
 
 def declared(requirements: list[str]) -> dict[str, Requirement]:

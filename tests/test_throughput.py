@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from support import ROOT, Command, tiny, verb
+from support import ROOT, Command, batches, tiny, verb
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from lightning_vl.cli import build
-from lightning_vl.data.stream import Key, KeyedDataset
 from lightning_vl.nn.packing import pack
 from lightning_vl.report.cost import count_operations, static_cost
 from lightning_vl.throughput import ForwardOperations, Throughput, Work, count_tokens
@@ -25,18 +24,6 @@ SHORT = ("--trainer.max_steps=4", "--trainer.val_check_interval=4", "--trainer.l
 def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands name files from the repository's root."""
     monkeypatch.chdir(ROOT)
-
-
-def batches(experiment: str, number: int, size: int = 8) -> tuple[Any, list[Any]]:
-    """An experiment's task and the first training batches of its data, on the device as they would be."""
-    made = build([f"experiments/{experiment}.yaml"], tiny(experiment))
-    made.data.setup("fit")
-    keyed = KeyedDataset(made.data.datasets["train"], made.data.collate, 0, replace_corrupt=True)
-    found = []
-    for first in range(0, number * size, size):
-        batch = keyed.__getitems__([Key(0, index) for index in range(first, first + size)])
-        found.append(made.data.on_after_batch_transfer(batch, 0))
-    return made.task, found
 
 
 def counted(task: Any, batch: Any) -> float:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import ROOT, environment
-from test_contrastive import allocated
+from support import ROOT, allocated, environment
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
