@@ -202,7 +202,7 @@ def messages() -> list[re.Pattern[str]]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "UserError":
                 found += [_pattern(argument) for argument in node.args[:1]]
-            elif file.name == "cli.py" and isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
+            elif file.name == "parser.py" and isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
                 found.append(_pattern(node.value.elts[0]))  # of what the parser said
     return [re.compile(pattern) for pattern in found if len(re.findall("[a-z]", pattern)) > 5]
 

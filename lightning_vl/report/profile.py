@@ -109,6 +109,7 @@ def build_network(file: str) -> "torch.nn.Module":
 
     import jsonargparse
 
+    import lightning_vl.cli  # noqa: F401  # imports all that an experiment may name
     from lightning_vl.parser import ALLOWED, Parser, check_yaml
     from lightning_vl.task import Task
 
