@@ -1,8 +1,8 @@
 """BERT against transformers' with the same weights, in one process: turn by turn, ratios printed.
 
-    python benchmarks/bert.py                                           # a tiny network, on whatever is here
-    python benchmarks/bert.py --size base --lengths 128 512             # the paper's
-    python benchmarks/bert.py --texts sst2/train.tsv --out bert.json    # lengths of real sentences; the record as a file
+    PYTHONPATH=. python benchmarks/bert.py                                           # a tiny network, on whatever is here
+    PYTHONPATH=. python benchmarks/bert.py --size base --lengths 128 512             # the paper's
+    PYTHONPATH=. python benchmarks/bert.py --texts sst2/train.tsv --out bert.json    # lengths of real sentences; the record as a file
 
 Batches:
     full         pre-training, every sequence has the whole length, 15 % of it asked for (19 of 128, 77 of 512)

@@ -1,8 +1,8 @@
 """BERT's data side against a plain `datasets` and transformers pipeline, in one process: tokens a second, ratio printed.
 
-    python benchmarks/bert_data.py                              # CPython's manual, ten times over
-    python benchmarks/bert_data.py wiki.txt books.txt           # UTF-8; a blank line ends a document
-    python benchmarks/bert_data.py --length 512 --batch-size 64 --out bert_data.json
+    PYTHONPATH=. python benchmarks/bert_data.py                              # CPython's manual, ten times over
+    PYTHONPATH=. python benchmarks/bert_data.py wiki.txt books.txt           # UTF-8; a blank line ends a document
+    PYTHONPATH=. python benchmarks/bert_data.py --length 512 --batch-size 64 --out bert_data.json
 
 Parts:
     preparation  text to sequences, once before training. Ours: `token_store` and `stored_pairs`, pairs of segments. Theirs:

@@ -1,8 +1,8 @@
 """CLIP against open_clip's with the same weights, in one process: turn by turn, ratios printed.
 
-    python benchmarks/clip.py                                       # a tiny network, on whatever is here
-    python benchmarks/clip.py --size B/32                           # the paper's
-    python benchmarks/clip.py --texts captions.txt --out clip.json  # lengths of a file's captions; the record as a file
+    PYTHONPATH=. python benchmarks/clip.py                                       # a tiny network, on whatever is here
+    PYTHONPATH=. python benchmarks/clip.py --size B/32                           # the paper's
+    PYTHONPATH=. python benchmarks/clip.py --texts captions.txt --out clip.json  # lengths of a file's captions; the record as a file
 
 Texts:
     captions   lengths of captions: of the file, one a line; without one drawn around 13 tokens, from 6 to 40

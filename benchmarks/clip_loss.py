@@ -1,7 +1,7 @@
 """CLIP's loss by blocks against the full matrix: seconds of forward and backward together, and memory at the peak.
 
-    python benchmarks/clip_loss.py                                     # 8,192 pairs
-    python benchmarks/clip_loss.py --pairs 32768 --blocks 1024 4096    # the paper's batch
+    PYTHONPATH=. python benchmarks/clip_loss.py                                     # 8,192 pairs
+    PYTHONPATH=. python benchmarks/clip_loss.py --pairs 32768 --blocks 1024 4096    # the paper's batch
 
 The full matrix is open_clip's ClipLoss: all N x N logits, once for each direction. A block is so many rows of ours.
 Ratio: the time of the full matrix over that of blocks, turn by turn, so above 1.0 blocks are faster; the median of all

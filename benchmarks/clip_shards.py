@@ -1,8 +1,8 @@
 """Our reader of tar shards against webdataset on the same shards, in one process: pairs a second, in turn, ratio printed.
 
-    python benchmarks/clip_shards.py                            # drawn noise, 256 px JPEGs
-    python benchmarks/clip_shards.py --images DATA              # JPEGs below a folder
-    python benchmarks/clip_shards.py --images DATA --pairs 20000 --out clip_shards.json
+    PYTHONPATH=. python benchmarks/clip_shards.py                            # drawn noise, 256 px JPEGs
+    PYTHONPATH=. python benchmarks/clip_shards.py --images DATA              # JPEGs below a folder
+    PYTHONPATH=. python benchmarks/clip_shards.py --images DATA --pairs 20000 --out clip_shards.json
 
 The benchmark writes the shards with webdataset's own writer: an image, a caption and an object of JSON for each pair. Both
 readers shuffle: ours over all pairs of `shuffle_shards` shards, webdataset's over shards and a buffer of 1,000 pairs.

@@ -1,6 +1,6 @@
 """How long `compare` takes over a folder of hundreds of runs, and how large its page is.
 
-    python benchmarks/compare_page.py --experiments 100 --seeds 3 --steps 20000
+    PYTHONPATH=. python benchmarks/compare_page.py --experiments 100 --seeds 3 --steps 20000
 
 Writes the run folders into a temporary directory: configuration, record and a metrics file of a row every 20 steps, as `fit`
 leaves them, with made-up numbers. No test holds it to a time.

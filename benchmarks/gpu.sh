@@ -8,6 +8,7 @@
 #   benchmarks/gpu.sh --device cpu --size tiny --precision fp32
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} # the package need not be installed
 name=$(python -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "none")')
 mkdir -p results
 out="results/gpu_${name//[^A-Za-z0-9]/_}.json"

@@ -1,8 +1,8 @@
 """ViT against timm's of the same sizes, in one process: medians after a warm-up, the rivals in turn, ratios printed.
 
-    python benchmarks/vit.py                                     # a tiny network in both precisions, on whatever is here
-    python benchmarks/vit.py --size base                         # B/16 at 224 px
-    python benchmarks/vit.py --json                              # for machines
+    PYTHONPATH=. python benchmarks/vit.py                                     # a tiny network in both precisions, on whatever is here
+    PYTHONPATH=. python benchmarks/vit.py --size base                         # B/16 at 224 px
+    PYTHONPATH=. python benchmarks/vit.py --json                              # for machines
 
 Forward and training step, eager and compiled, in float32 and under bfloat16 autocast. Ratio: their time over ours, so
 1.0 or more is at least as fast. Before any timing the two have the same weights and must give the same logits.

@@ -1,7 +1,7 @@
 """ViT's loader against plain torchvision, in one process: images a second from a folder of JPEGs, in turn, ratio printed.
 
-    python benchmarks/vit_loader.py DATA             # DATA holds train/<class>/<image>, and val or test
-    python benchmarks/vit_loader.py DATA --workers 4 --image-size 384
+    PYTHONPATH=. python benchmarks/vit_loader.py DATA             # DATA holds train/<class>/<image>, and val or test
+    PYTHONPATH=. python benchmarks/vit_loader.py DATA --workers 4 --image-size 384
 
 Ours is the training loader of `ImageData`, with ImageFolder and RandomResizedCrop; theirs torchvision's ImageFolder, Pillow,
 RandomResizedCrop and flip with the same settings, under a shuffling DataLoader with as many workers. Ratio: our images a

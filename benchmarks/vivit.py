@@ -1,8 +1,8 @@
 """ViViT against its peers, in one process: medians after a warm-up, the rivals in turn, ratios printed.
 
-    python benchmarks/vivit.py                                  # a small network, on whatever is here
-    python benchmarks/vivit.py --size paper --parts peers       # B/16x2 on 32 x 224 x 224
-    python benchmarks/vivit.py --json                           # for machines
+    PYTHONPATH=. python benchmarks/vivit.py                                  # a small network, on whatever is here
+    PYTHONPATH=. python benchmarks/vivit.py --size paper --parts peers       # B/16x2 on 32 x 224 x 224
+    PYTHONPATH=. python benchmarks/vivit.py --json                           # for machines
 
 Parts:
     peers    our Model 1 over transformers' ViViT of the same shape and weights: forward and training step, eager and
